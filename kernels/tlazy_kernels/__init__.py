@@ -1,1 +1,4 @@
-"""Device code and launchers: Triton kernels for linear and direct conv1d. Imports only torch, triton and numpy."""
+"""Triton kernels for linear and direct conv1d, with launchers.
+
+Imports only torch, triton and numpy.
+"""

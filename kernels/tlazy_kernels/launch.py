@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import triton
 
 SUPPORTED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
-# Read once, like ``@triton.jit`` does: changing the variable later changes nothing.
+# Read once, as ``@triton.jit`` does: changing the variable later changes nothing.
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+
+
+def dot_precision(dtype: torch.dtype, family: Literal["matmul", "conv"]) -> str:
+    """Triton's ``input_precision`` for a dot, following PyTorch's own float32 switches.
+
+    Args:
+        dtype: of the operands; only float32 has a choice.
+        family: whose switch counts: ``torch.backends.cuda.matmul.fp32_precision`` or
+            ``torch.backends.cudnn.conv.fp32_precision``.
+
+    Returns:
+        ``"tf32"`` where the switch allows it, else ``"tf32x3"`` (three tf32 products, about
+        float32's accuracy) on NVIDIA and ``"ieee"`` on AMD, whose matrix units take float32.
+    """
+    if dtype is not torch.float32 or INTERPRETED or torch.version.hip is not None:
+        return "ieee"
+    switch = torch.backends.cuda.matmul if family == "matmul" else torch.backends.cudnn.conv
+    return "tf32" if switch.fp32_precision == "tf32" else "tf32x3"
+
+
+def check_device(x: torch.Tensor) -> None:
+    """Raise RuntimeError unless kernels can run on `x`'s device in this process."""
+    if not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")):
+        raise RuntimeError(
+            f"Triton kernels need a CUDA or HIP tensor, got one on {x.device}; to run them on the "
+            "CPU in Triton's interpreter, set TRITON_INTERPRET=1 before tlazy_kernels is imported"
+        )
+
+
+def sum_splits(partials: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The second stage of a split reduction: the sum over the first dimension, in `dtype`.
+
+    ``torch.sum`` adds in an order that the shape alone decides, so the result is deterministic.
+    """
+    return partials[0].to(dtype) if partials.shape[0] == 1 else partials.sum(0).to(dtype)

@@ -1,18 +1,119 @@
-"""The launchers' signatures in plain ATen: the ground truth for tests, and the CPU implementation."""
+"""The launchers' signatures in plain ATen: the ground truth for tests, and the ops on a CPU.
+
+See linear.py, conv1d.py and activations.py for shapes. Any floating dtype works, float64 included.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tlazy_kernels import checks
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
 }
+
+_aten = torch.ops.aten
+
+# grad * act'(z), from z or from y = act(z): the same choice as activations.NEEDS_PREACTIVATION.
+_ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda grad, y: _aten.threshold_backward(grad, y, 0),
+    "gelu": lambda grad, z: _aten.gelu_backward(grad, z),
+    "gelu_tanh": lambda grad, z: _aten.gelu_backward(grad, z, approximate="tanh"),
+    "silu": lambda grad, z: _aten.silu_backward(grad, z),
+    "sigmoid": lambda grad, y: _aten.sigmoid_backward(grad, y),
+    "tanh": lambda grad, y: _aten.tanh_backward(grad, y),
+}
+
+
+def epilogue_backward(
+    grad: Tensor, saved: Tensor | None, activation: str | None, *, bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    g = None
+    if activation is not None and saved is not None:
+        g = _ACTIVATION_GRADS[activation](grad, saved).contiguous()
+    return g, (grad if g is None else g).sum((0, 2)) if bias else None
+
+
+def linear_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    save_preactivation: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    checks.linear_shape(x, weight, bias, activation)
+    z = F.linear(x, weight, bias)
+    return _activated(z, activation, save_preactivation)
+
+
+def linear_grad_input(grad: Tensor, weight: Tensor) -> Tensor:
+    return grad @ weight
+
+
+def linear_grad_weight(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.t() @ x
+
+
+def conv1d_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: Sequence[int] = (0, 0),
+    dilation: int = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    save_preactivation: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
+    z = F.conv1d(F.pad(x, tuple(padding)), weight, bias, stride, 0, dilation, groups)
+    return _activated(z.contiguous(), activation, save_preactivation)
+
+
+def conv1d_grad_input(
+    grad: Tensor,
+    weight: Tensor,
+    input_length: int,
+    stride: int = 1,
+    padding: Sequence[int] = (0, 0),
+    dilation: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    left, right = padding
+    shape = (grad.shape[0], weight.shape[1] * groups, left + input_length + right)
+    padded = torch.nn.grad.conv1d_input(shape, weight, grad, stride, 0, dilation, groups)
+    return padded[:, :, left : left + input_length].contiguous()
+
+
+def conv1d_grad_weight(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: int,
+    stride: int = 1,
+    padding: Sequence[int] = (0, 0),
+    dilation: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    shape = (grad.shape[1], x.shape[1] // groups, kernel_size)
+    return torch.nn.grad.conv1d_weight(
+        F.pad(x, tuple(padding)), shape, grad, stride, 0, dilation, groups
+    ).contiguous()
+
+
+def _activated(
+    z: Tensor, activation: str | None, save_preactivation: bool
+) -> tuple[Tensor, Tensor | None]:
+    y = z.clone() if activation is None else ACTIVATIONS[activation](z)
+    return y, z if save_preactivation else None

@@ -1,0 +1,61 @@
+"""Tile sizes: a frozen config, and the deterministic rule that picks one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+
+# Enough programs to fill any current GPU twice. A constant rather than the device's own count, so
+# that the order of a split reduction, and with it the result, is the same on every device.
+TARGET_PROGRAMS = 256
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Tile of one program: output rows, output columns, contraction; and how it is compiled.
+
+    For a matrix product C = A @ B, `rows` and `cols` tile C and `depth` the contraction. For a
+    convolution `rows` are positions (batch and time flattened), `cols` output channels and `depth`
+    input channels. Each is a power of two; dots need at least 16.
+    """
+
+    rows: int
+    cols: int
+    depth: int
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+def dot_config(rows: int, cols: int, depth: int) -> TileConfig:
+    """The tile for a (rows, depth) @ (depth, cols) product, by sizes alone."""
+    block_rows = _tile(rows, 128)
+    block_cols = _tile(cols, 128 if block_rows <= 64 else 64)
+    return TileConfig(
+        rows=block_rows,
+        cols=block_cols,
+        depth=_tile(depth, 32),
+        num_warps=8 if block_rows * block_cols >= 8192 else 4,
+    )
+
+
+def pointwise_config(rows: int, channels: int) -> TileConfig:
+    """The tile for a pass over (rows, channels) elements; there is no contraction."""
+    cols = _tile(channels, 32)
+    return TileConfig(rows=_tile(rows, 2048 // cols), cols=cols, depth=1)
+
+
+def split_rows(rows: int, tiles: int, step: int) -> tuple[int, int]:
+    """Split a reduction over `rows`, taken `step` rows at a time, that `tiles` programs share.
+
+    Returns:
+        (splits, rows in each): at least one split, of a multiple of `step` rows.
+    """
+    steps = max(1, triton.cdiv(rows, step))
+    wanted = max(1, min(TARGET_PROGRAMS // max(tiles, 1), steps // 4))
+    rows_per_split = triton.cdiv(steps, wanted) * step
+    return max(1, triton.cdiv(rows, rows_per_split)), rows_per_split
+
+
+def _tile(size: int, largest: int) -> int:
+    return int(min(largest, max(16, triton.next_power_of_2(size))))

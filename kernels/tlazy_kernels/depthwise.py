@@ -1,0 +1,245 @@
+"""Depthwise conv1d: each input channel has its own filters, C_out / C_in of them.
+
+There is no contraction over channels, so these are elementwise passes with a short sum over taps:
+memory-bound, no dot. conv1d.py checks arguments, allocates and calls in here.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tlazy_kernels.activations import activate
+from tlazy_kernels.configs import TileConfig, pointwise_config, split_rows
+from tlazy_kernels.launch import sum_splits
+from tlazy_kernels.positions import source_position
+
+
+@triton.jit
+def _depthwise_kernel(
+    x_ptr,  # shape (N, C_in, length); C_out channels where TRANSPOSED
+    weight_ptr,  # shape (C_out, 1, taps)
+    bias_ptr,  # shape (channels,); unread unless HAS_BIAS
+    y_ptr,  # act(conv + bias), shape (N, channels, out_length)
+    preactivation_ptr,  # conv + bias, same shape and strides as y; unwritten unless saved
+    rows,  # N * out_length
+    out_length,
+    length,
+    channels,
+    multiplier,  # C_out / C_in
+    taps,
+    stride,
+    padding,
+    dilation,
+    stride_xn,
+    stride_xc,
+    stride_xl,
+    stride_wc,
+    stride_wk,
+    stride_bias,
+    stride_yn,
+    stride_yc,
+    stride_yl,
+    TRANSPOSED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_PREACTIVATION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    channel_blocks = tl.cdiv(channels, BLOCK_C)
+    tile = tl.program_id(0)
+    row = (tile // channel_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    channel = (tile % channel_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    batch = row // out_length
+    position = row % out_length
+    acc = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    terms = taps * multiplier if TRANSPOSED else taps
+    for term in range(terms):
+        tap = term % taps
+        if TRANSPOSED:
+            out_channel = channel * multiplier + term // taps
+            source_channel = out_channel
+        else:
+            out_channel = channel
+            source_channel = channel // multiplier
+        source, exists = source_position(
+            position, tap, stride, padding, dilation, length, TRANSPOSED
+        )
+        x = tl.load(
+            x_ptr
+            + (batch * stride_xn + source * stride_xl)[:, None]
+            + (source_channel * stride_xc)[None, :],
+            mask=((row < rows) & exists)[:, None] & (channel < channels)[None, :],
+            other=0.0,
+        )
+        w = tl.load(
+            weight_ptr + out_channel * stride_wc + tap * stride_wk,
+            mask=channel < channels,
+            other=0.0,
+        )
+        acc += x.to(tl.float32) * w.to(tl.float32)[None, :]
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + channel * stride_bias, mask=channel < channels, other=0.0)
+        acc += bias.to(tl.float32)[None, :]
+    target = (batch * stride_yn + position * stride_yl)[:, None] + (channel * stride_yc)[None, :]
+    mask = (row < rows)[:, None] & (channel < channels)[None, :]
+    if SAVE_PREACTIVATION:
+        tl.store(preactivation_ptr + target, acc.to(preactivation_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + target, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _depthwise_grad_weight_kernel(
+    grad_ptr,  # g = dL/dz, shape (N, C_out, out_length)
+    x_ptr,  # shape (N, C_in, length)
+    out_ptr,  # partial sums, shape (splits, C_out, 1, taps), contiguous
+    rows,  # N * out_length
+    rows_per_split,
+    out_length,
+    length,
+    channels,  # C_out
+    multiplier,  # C_out / C_in
+    taps,
+    stride,
+    padding,
+    dilation,
+    stride_gn,
+    stride_gc,
+    stride_gl,
+    stride_xn,
+    stride_xc,
+    stride_xl,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    tap = tl.program_id(0) % taps
+    channel = (tl.program_id(0) // taps).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    split = tl.program_id(1).to(tl.int64)
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, rows)
+    acc = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    for start in range(first, last, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        batch = row // out_length
+        position = row % out_length
+        source, exists = source_position(position, tap, stride, padding, dilation, length, False)
+        mask = ((row < last) & exists)[:, None] & (channel < channels)[None, :]
+        grad = tl.load(
+            grad_ptr
+            + (batch * stride_gn + position * stride_gl)[:, None]
+            + (channel * stride_gc)[None, :],
+            mask=mask,
+            other=0.0,
+        )
+        x = tl.load(
+            x_ptr
+            + (batch * stride_xn + source * stride_xl)[:, None]
+            + (channel // multiplier * stride_xc)[None, :],
+            mask=mask,
+            other=0.0,
+        )
+        acc += grad.to(tl.float32) * x.to(tl.float32)
+    tl.store(
+        out_ptr + (split * channels + channel) * taps + tap,
+        tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty),
+        mask=channel < channels,
+    )
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    *,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    transposed: bool,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    preactivation: Tensor | None = None,
+    config: TileConfig | None = None,
+) -> None:
+    """Fill y with the depthwise convolution of x, or (transposed) with the way back from x."""
+    if y.numel() == 0:
+        return
+    batch, channels, out_length = y.shape
+    rows = batch * out_length
+    config = config or pointwise_config(rows, channels)
+    with torch.cuda.device_of(x):
+        _depthwise_kernel[(triton.cdiv(rows, config.rows) * triton.cdiv(channels, config.cols),)](
+            x,
+            weight,
+            x if bias is None else bias,
+            y,
+            y if preactivation is None else preactivation,
+            rows,
+            out_length,
+            x.shape[2],
+            channels,
+            weight.shape[0] // groups,
+            weight.shape[2],
+            stride,
+            padding,
+            dilation,
+            *x.stride(),
+            weight.stride(0),
+            weight.stride(2),
+            0 if bias is None else bias.stride(0),
+            *y.stride(),
+            TRANSPOSED=transposed,
+            ACTIVATION=activation,
+            HAS_BIAS=bias is not None,
+            SAVE_PREACTIVATION=preactivation is not None,
+            BLOCK_R=config.rows,
+            BLOCK_C=config.cols,
+            num_warps=config.num_warps,
+        )
+
+
+def correlate(
+    grad: Tensor,
+    x: Tensor,
+    shape: tuple[int, int, int],
+    *,
+    stride: int,
+    padding: int,
+    dilation: int,
+    config: TileConfig | None,
+) -> Tensor:
+    """The weight gradient, of `shape` (C_out, 1, K), summed in splits whose order is fixed."""
+    channels, _, taps = shape
+    batch, _, out_length = grad.shape
+    rows = batch * out_length
+    config = config or pointwise_config(rows, channels)
+    tiles = triton.cdiv(channels, config.cols) * taps
+    splits, rows_per_split = split_rows(rows, tiles, config.rows)
+    partials = grad.new_empty((splits, *shape), dtype=torch.float32)
+    if partials.numel() == 0:
+        return partials[0].to(grad.dtype)
+    with torch.cuda.device_of(x):
+        _depthwise_grad_weight_kernel[(tiles, splits)](
+            grad,
+            x,
+            partials,
+            rows,
+            rows_per_split,
+            out_length,
+            x.shape[2],
+            channels,
+            channels // x.shape[1],
+            taps,
+            stride,
+            padding,
+            dilation,
+            *grad.stride(),
+            *x.stride(),
+            BLOCK_R=config.rows,
+            BLOCK_C=config.cols,
+            num_warps=config.num_warps,
+        )
+    return sum_splits(partials, grad.dtype)

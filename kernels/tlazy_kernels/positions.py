@@ -1,0 +1,28 @@
+"""Where a convolution's rows are and what they read; shared by all conv1d kernels.
+
+A row is an output position: batch and time flattened, so that short series fill tiles too. All
+arithmetic is in int64: tensors may have more than 2**31 elements.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def source_position(position, tap, stride, padding, dilation, length, TRANSPOSED: tl.constexpr):
+    """The sample that `tap` of the filter multiplies for output `position`, and whether it exists.
+
+    Forward: sample = position * stride - padding + tap * dilation. TRANSPOSED is the way back,
+    from an input sample to the output position that used it by this tap: the inverse, which
+    exists only where the stride divides.
+    """
+    if TRANSPOSED:
+        strided = position + padding - tap * dilation
+        source = strided // stride
+        exists = (strided >= 0) & (source < length) & (source * stride == strided)
+    else:
+        source = position * stride - padding + tap * dilation
+        exists = (source >= 0) & (source < length)
+    return source, exists
