@@ -93,6 +93,8 @@ def uses_triton(x: torch.Tensor) -> bool:
 
 def _triton_obstacle(x: torch.Tensor) -> str | None:
     """Why the kernels cannot take `x`, or None where they can."""
+    if torch._C._are_functorch_transforms_active():
+        return "inside a torch.func transform ATen runs, which has every transform's rules"
     if x.dtype not in SUPPORTED_DTYPES:
         return f"the kernels take float32, float16 and bfloat16, not {x.dtype}"
     if x.is_cuda:

@@ -29,7 +29,7 @@ _ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": lambda grad, y: _aten.threshold_backward(grad, y, 0),
     "gelu": lambda grad, z: _aten.gelu_backward(grad, z),
     "gelu_tanh": lambda grad, z: _aten.gelu_backward(grad, z, approximate="tanh"),
-    "silu": lambda grad, z: _aten.silu_backward(grad, z),
+    "silu": lambda grad, z: grad * torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z))),
     "sigmoid": lambda grad, y: _aten.sigmoid_backward(grad, y),
     "tanh": lambda grad, y: _aten.tanh_backward(grad, y),
 }
@@ -115,5 +115,6 @@ def conv1d_grad_weight(
 def _activated(
     z: Tensor, activation: str | None, save_preactivation: bool
 ) -> tuple[Tensor, Tensor | None]:
-    y = z.clone() if activation is None else ACTIVATIONS[activation](z)
-    return y, z if save_preactivation else None
+    if activation is not None:
+        return ACTIVATIONS[activation](z), z if save_preactivation else None
+    return z, z.clone() if save_preactivation else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tlazy import dispatch
+from tlazy import autograd
+from tlazy.dispatch import uses_triton
+from tlazy_kernels.checks import check_activation
 from tlazy_kernels.reference import ACTIVATIONS
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh"]
@@ -38,8 +41,16 @@ def linear(
     torch.Size([2, 4])
     """
     check_activation(activation)
-    y = torch.nn.functional.linear(x, weight, bias)
-    return y if activation is None else ACTIVATIONS[activation](y)
+    if not uses_triton(x):
+        y = torch.nn.functional.linear(x, weight, bias)
+        return y if activation is None else ACTIVATIONS[activation](y)
+    x, weight, bias = _autocast(x, weight, bias)
+    if weight.dim() == 1:
+        bias = None if bias is None else bias.reshape(1)
+        return linear(x, weight.unsqueeze(0), bias, activation=activation).squeeze(-1)
+    batch = x.shape[:-1]
+    y = autograd.linear(x.reshape(math.prod(batch), x.shape[-1]), weight, bias, activation)
+    return y.view(*batch, weight.shape[0])
 
 
 def conv1d(
@@ -71,31 +82,77 @@ def conv1d(
 
     Raises:
         RuntimeError: as ``torch.nn.functional.conv1d`` does.
-        ValueError: for an unknown activation, or "causal" with a stride, which torch has not.
+        ValueError: for an unknown activation.
 
     >>> import torch, tlazy.nn.functional as F
     >>> F.conv1d(torch.ones(2, 3, 10), torch.ones(4, 3, 8), padding="same").shape
     torch.Size([2, 4, 10])
     """
     check_activation(activation)
-    y = _aten_conv1d(x, weight, bias, stride, padding, dilation, groups)
-    return y if activation is None else ACTIVATIONS[activation](y)
+    if not uses_triton(x):
+        y = _aten_conv1d(x, weight, bias, stride, padding, dilation, groups)
+        return y if activation is None else ACTIVATIONS[activation](y)
+    if x.dim() == 2:
+        y = conv1d(
+            x.unsqueeze(0), weight, bias, stride, padding, dilation, groups, activation=activation
+        )
+        return y.squeeze(0)
+    x, weight, bias = _autocast(x, weight, bias)
+    step, spread = _single("stride", stride), _single("dilation", dilation)
+    zeros = _zeros_around(padding, weight.shape[-1], step, spread)
+    return autograd.conv1d(x, weight, bias, step, zeros, spread, groups, activation)
 
 
-def _aten_conv1d(x, weight, bias, stride, padding, dilation, groups):
+def causal_padding(kernel_size: int, dilation: int) -> int:
+    """Zeros to the left that make a convolution look only backwards."""
+    return dilation * (kernel_size - 1)
+
+
+def _aten_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | tuple[int],
+    padding: Padding,
+    dilation: int | tuple[int],
+    groups: int,
+) -> Tensor:
     if padding == "causal":
-        x = torch.nn.functional.pad(x, (causal_padding(weight.shape[-1], dilation), 0))
-        padding = 0
+        left = causal_padding(weight.shape[-1], _single("dilation", dilation))
+        x, padding = torch.nn.functional.pad(x, (left, 0)), 0
     return torch.nn.functional.conv1d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def causal_padding(kernel_size: int, dilation: int | tuple[int]) -> int:
-    """Zeros to the left that make a convolution look only backwards."""
-    step = dilation if isinstance(dilation, int) else dilation[0]
-    return step * (kernel_size - 1)
+def _zeros_around(padding: Padding, kernel_size: int, stride: int, dilation: int) -> list[int]:
+    """The zeros (left, right) that `padding` stands for, in samples."""
+    if padding == "valid":
+        return [0, 0]
+    if padding == "causal":
+        return [causal_padding(kernel_size, dilation), 0]
+    if padding == "same":
+        if stride != 1:
+            raise RuntimeError("padding='same' is not supported for strided convolutions")
+        total = dilation * (kernel_size - 1)
+        return [total // 2, total - total // 2]
+    if isinstance(padding, str):
+        raise RuntimeError(f"padding must be an int, 'valid', 'same' or 'causal', got {padding!r}")
+    return [_single("padding", padding)] * 2
 
 
-def check_activation(activation: str | None) -> None:
-    """Raise ValueError unless `activation` is None or one of the fused ones."""
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or one of {list(ACTIVATIONS)}, got {activation!r}")
+def _single(name: str, value: int | tuple[int, ...]) -> int:
+    if isinstance(value, int):
+        return value
+    if len(value) != 1:
+        raise RuntimeError(f"conv1d: {name} must be an int or have one element, got {value}")
+    return int(value[0])
+
+
+def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """Inside an autocast region, cast as it does: floating tensors, float64 excepted."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, *others
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in (x, *others)
+    )

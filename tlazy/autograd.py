@@ -1,0 +1,259 @@
+"""Derivatives of the operators, and the autograd functions that eager calls go through.
+
+Forward, input gradient and weight gradient are bilinear and closed under differentiation: the
+derivative of each is one of the other two. Gradients of gradients therefore need nothing of their
+own but the second derivative of the activation, which ATen has.
+
+Eager calls use a ``torch.autograd.Function``, the cheapest way into autograd from Python; inside
+``torch.compile`` and ``torch.export`` the operators are called directly, so that graphs hold them.
+Both share one pair of setup and backward functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlazy.ops import LIBRARY
+from tlazy_kernels import reference
+from tlazy_kernels.activations import NEEDS_PREACTIVATION
+
+_ops = torch.ops.tlazy
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    """Differentiable ``act(x @ weight.T + bias)`` by the operators, for x of shape (M, K)."""
+    if torch.compiler.is_compiling():
+        save = _saves_preactivation(activation, x, weight, bias)
+        return _ops.linear_forward(x, weight, bias, activation, save)[0]
+    return LinearFunction.apply(x, weight, bias, activation)[0]
+
+
+def conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    groups: int,
+    activation: str | None,
+) -> Tensor:
+    """Differentiable ``act(conv1d(x, weight) + bias)`` by the operators, for x (N, C_in, L)."""
+    settings = (stride, padding, dilation, groups)
+    if torch.compiler.is_compiling():
+        save = _saves_preactivation(activation, x, weight, bias)
+        return _ops.conv1d_forward(x, weight, bias, *settings, activation, save)[0]
+    return Conv1dFunction.apply(x, weight, bias, *settings, activation)[0]
+
+
+class LinearFunction(torch.autograd.Function):
+    """(x, weight, bias, activation) to (y, preactivation), as ``tlazy::linear_forward``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+    ) -> tuple[Tensor, Tensor]:
+        save = activation in NEEDS_PREACTIVATION and any(ctx.needs_input_grad)
+        inputs = (x, weight, bias, activation, save)
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _ops.linear_forward(*inputs)
+        _linear_setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _linear_backward(ctx, *grads)[:4]
+
+
+class Conv1dFunction(torch.autograd.Function):
+    """(x, weight, bias, settings, activation) to (y, preactivation), as the operator."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
+    ) -> tuple[Tensor, Tensor]:
+        save = settings[-1] in NEEDS_PREACTIVATION and any(ctx.needs_input_grad)
+        inputs = (x, weight, bias, *settings, save)
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _ops.conv1d_forward(*inputs)
+        _conv1d_setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _conv1d_backward(ctx, *grads)[:8]
+
+
+def _saves_preactivation(activation: str | None, *tensors: Tensor | None) -> bool:
+    return (
+        activation in NEEDS_PREACTIVATION
+        and torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in tensors)
+    )
+
+
+def _linear_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, activation, save = inputs
+    _forward_setup(ctx, x, weight, bias, activation, save, output)
+
+
+def _linear_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, saved = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    dy, dz, saved = (None if t is None else t.unsqueeze(2) for t in (dy, dz, saved))
+    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
+    if g is None:
+        return (None,) * 5
+    g = g.squeeze(2)
+    grad_x = _ops.linear_grad_input(g, weight) if needs_x else None
+    grad_weight = _ops.linear_grad_weight(g, x) if needs_weight else None
+    return grad_x, grad_weight, grad_bias, None, None
+
+
+def _conv1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, *ctx.settings, activation, save = inputs
+    ctx.input_length, ctx.kernel_size = x.shape[2], weight.shape[2]
+    _forward_setup(ctx, x, weight, bias, activation, save, output)
+
+
+def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, saved = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
+    if g is None:
+        return (None,) * 9
+    grad_x = grad_weight = None
+    if needs_x:
+        grad_x = _ops.conv1d_grad_input(g, weight, ctx.input_length, *ctx.settings)
+    if needs_weight:
+        grad_weight = _ops.conv1d_grad_weight(g, x, ctx.kernel_size, *ctx.settings)
+    return grad_x, grad_weight, grad_bias, *(None,) * 6
+
+
+def _forward_setup(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    save: bool,
+    output: tuple[Tensor, Tensor],
+) -> None:
+    """Keep what the backward pass needs. The activation's y or z is kept as an *output*, so that
+    a second derivative flows through it into this very node, as the gradient of that output."""
+    y, preactivation = output
+    if not save:
+        ctx.mark_non_differentiable(preactivation)
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    if activation is None:
+        saved = None
+    elif activation not in NEEDS_PREACTIVATION:
+        saved = y
+    elif save:
+        saved = preactivation
+    else:
+        raise RuntimeError(
+            f"tlazy: the gradient of activation={activation!r} needs save_preactivation=True"
+        )
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, saved)
+    ctx.activation = activation
+    ctx.set_materialize_grads(False)
+
+
+def _epilogue_backward(
+    dy: Tensor | None, dz: Tensor | None, saved: Tensor | None, activation: str | None, bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the preactivation, shape (outer, channels, inner), and of the bias.
+
+    `dz` is only there in a second derivative, where the pass must be differentiable itself: then
+    it is composed of ATen's operators, else it is one kernel.
+    """
+    if dy is None:
+        return dz, None if dz is None or not bias else dz.sum((0, 2))
+    if dz is None and not torch.is_grad_enabled():
+        g, grad_bias = _ops.epilogue_backward(dy, saved, activation, bias)
+        return dy if activation is None else g, grad_bias if bias else None
+    g, _ = reference.epilogue_backward(dy, saved, activation, bias=False)
+    g = dy if g is None else g
+    g = g if dz is None else g + dz
+    return g, g.sum((0, 2)) if bias else None
+
+
+def _pair_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    """Setup of a bilinear operator of two tensors."""
+    first, second, *ctx.settings = inputs
+    ctx.save_for_backward(first, second)
+
+
+def _linear_grad_input_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, ...]:
+    grad, weight = ctx.saved_tensors
+    needs_grad, needs_weight = ctx.needs_input_grad[:2]
+    return (
+        _ops.linear_forward(dd, weight, None, None, False)[0] if needs_grad else None,
+        _ops.linear_grad_weight(grad, dd) if needs_weight else None,
+    )
+
+
+def _linear_grad_weight_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x = ctx.saved_tensors
+    needs_grad, needs_x = ctx.needs_input_grad[:2]
+    return (
+        _ops.linear_forward(x, dd, None, None, False)[0] if needs_grad else None,
+        _ops.linear_grad_input(grad, dd) if needs_x else None,
+    )
+
+
+def _conv1d_grad_input_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, ...]:
+    grad, weight = ctx.saved_tensors
+    _, *settings = ctx.settings
+    needs_grad, needs_weight = ctx.needs_input_grad[:2]
+    return (
+        _ops.conv1d_forward(dd, weight, None, *settings, None, False)[0] if needs_grad else None,
+        _ops.conv1d_grad_weight(grad, dd, weight.shape[2], *settings) if needs_weight else None,
+        *(None,) * 5,
+    )
+
+
+def _conv1d_grad_weight_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x = ctx.saved_tensors
+    _, *settings = ctx.settings
+    needs_grad, needs_x = ctx.needs_input_grad[:2]
+    return (
+        _ops.conv1d_forward(x, dd, None, *settings, None, False)[0] if needs_grad else None,
+        _ops.conv1d_grad_input(grad, dd, x.shape[2], *settings) if needs_x else None,
+        *(None,) * 5,
+    )
+
+
+def _epilogue_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    grad, saved, ctx.activation, ctx.bias = inputs
+    ctx.save_for_backward(grad, saved)
+
+
+def _epilogue_backward_backward(ctx: Any, dg: Tensor, dbias: Tensor) -> tuple[Any, ...]:
+    """By ATen: differentiate the same pass composed of its operators."""
+    inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors if t is not None]
+    grad, saved = (*inputs, None)[:2]
+    with torch.enable_grad():
+        outputs = reference.epilogue_backward(grad, saved, ctx.activation, bias=ctx.bias)
+    pairs = [(y, dy) for y, dy in zip(outputs, (dg, dbias), strict=True) if y is not None]
+    found = torch.autograd.grad(
+        [y for y, _ in pairs], inputs, [dy for _, dy in pairs], allow_unused=True
+    )
+    return *found, *(None,) * (4 - len(found))
+
+
+for _name, _backward, _setup in (
+    ("linear_forward", _linear_backward, _linear_setup),
+    ("linear_grad_input", _linear_grad_input_backward, _pair_setup),
+    ("linear_grad_weight", _linear_grad_weight_backward, _pair_setup),
+    ("conv1d_forward", _conv1d_backward, _conv1d_setup),
+    ("conv1d_grad_input", _conv1d_grad_input_backward, _pair_setup),
+    ("conv1d_grad_weight", _conv1d_grad_weight_backward, _pair_setup),
+    ("epilogue_backward", _epilogue_backward_backward, _epilogue_backward_setup),
+):
+    torch.library.register_autograd(f"tlazy::{_name}", _backward, setup_context=_setup, lib=LIBRARY)

@@ -1,0 +1,177 @@
+"""The launchers as PyTorch operators, ``torch.ops.tlazy.*``.
+
+Registered for CUDA (and HIP, which is the same key) and the CPU, and with a fake implementation
+each, so that ``torch.compile``, ``torch.export`` and tracing see shapes without running anything.
+On the CPU the operators are plain ATen; only where TRITON_INTERPRET=1 was set before the import
+do they run the kernels in Triton's interpreter. autograd.py gives them their derivatives.
+
+An operator cannot return an optional tensor: what the launchers give as None is a tensor of shape
+(0,) here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tlazy_kernels import activations, checks, conv1d, linear, reference
+from tlazy_kernels.launch import INTERPRETED
+
+LIBRARY = torch.library.Library("tlazy", "DEF")
+_CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
+
+
+def _register(schema: str, kernel: Callable, twin: Callable, fake: Callable) -> None:
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, kernel, "CUDA")
+    LIBRARY.impl(name, kernel if INTERPRETED else twin, "CPU")
+    torch.library.register_fake(f"tlazy::{name}", fake, lib=LIBRARY)
+
+
+def _present(like: Tensor, pair: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor]:
+    first, second = pair
+    return (
+        like.new_empty(0) if first is None else first,
+        like.new_empty(0) if second is None else second,
+    )
+
+
+def _epilogue_backward(run: Callable) -> Callable:
+    def epilogue_backward(
+        grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
+    ) -> tuple[Tensor, Tensor]:
+        return _present(grad, run(grad, saved, activation, bias=bias))
+
+    return epilogue_backward
+
+
+def _fake_epilogue_backward(
+    grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
+) -> tuple[Tensor, Tensor]:
+    g = None if activation is None else grad.new_empty(grad.shape)
+    return _present(grad, (g, grad.new_empty(grad.shape[1]) if bias else None))
+
+
+def _linear_forward(run: Callable) -> Callable:
+    def linear_forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, save: bool
+    ) -> tuple[Tensor, Tensor]:
+        pair = run(x, weight, bias, activation=activation, save_preactivation=save)
+        return _present(x, pair)
+
+    return linear_forward
+
+
+def _fake_linear_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, save: bool
+) -> tuple[Tensor, Tensor]:
+    shape = checks.linear_shape(x, weight, bias, activation)
+    return x.new_empty(shape), x.new_empty(shape if save else 0)
+
+
+def _conv1d_forward(run: Callable) -> Callable:
+    def conv1d_forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        padding: Sequence[int],
+        dilation: int,
+        groups: int,
+        activation: str | None,
+        save: bool,
+    ) -> tuple[Tensor, Tensor]:
+        settings = (stride, padding, dilation, groups)
+        pair = run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
+        return _present(x, pair)
+
+    return conv1d_forward
+
+
+def _fake_conv1d_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    groups: int,
+    activation: str | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
+    return x.new_empty(shape), x.new_empty(shape if save else 0)
+
+
+def _fake_conv1d_grad_input(
+    grad: Tensor,
+    weight: Tensor,
+    input_length: int,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    groups: int,
+) -> Tensor:
+    return grad.new_empty(grad.shape[0], weight.shape[1] * groups, input_length)
+
+
+def _fake_conv1d_grad_weight(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: int,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    groups: int,
+) -> Tensor:
+    return grad.new_empty(grad.shape[1], x.shape[1] // groups, kernel_size)
+
+
+_register(
+    "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias)"
+    " -> (Tensor g, Tensor grad_bias)",
+    _epilogue_backward(activations.epilogue_backward),
+    _epilogue_backward(reference.epilogue_backward),
+    _fake_epilogue_backward,
+)
+_register(
+    "linear_forward(Tensor x, Tensor weight, Tensor? bias, str? activation,"
+    " bool save_preactivation) -> (Tensor y, Tensor preactivation)",
+    _linear_forward(linear.linear_forward),
+    _linear_forward(reference.linear_forward),
+    _fake_linear_forward,
+)
+_register(
+    "linear_grad_input(Tensor grad, Tensor weight) -> Tensor",
+    linear.linear_grad_input,
+    reference.linear_grad_input,
+    lambda grad, weight: grad.new_empty(grad.shape[0], weight.shape[1]),
+)
+_register(
+    "linear_grad_weight(Tensor grad, Tensor x) -> Tensor",
+    linear.linear_grad_weight,
+    reference.linear_grad_weight,
+    lambda grad, x: grad.new_empty(grad.shape[1], x.shape[1]),
+)
+_register(
+    f"conv1d_forward(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}, str? activation,"
+    " bool save_preactivation) -> (Tensor y, Tensor preactivation)",
+    _conv1d_forward(conv1d.conv1d_forward),
+    _conv1d_forward(reference.conv1d_forward),
+    _fake_conv1d_forward,
+)
+_register(
+    f"conv1d_grad_input(Tensor grad, Tensor weight, SymInt input_length, {_CONVOLUTION}) -> Tensor",
+    conv1d.conv1d_grad_input,
+    reference.conv1d_grad_input,
+    _fake_conv1d_grad_input,
+)
+_register(
+    f"conv1d_grad_weight(Tensor grad, Tensor x, int kernel_size, {_CONVOLUTION}) -> Tensor",
+    conv1d.conv1d_grad_weight,
+    reference.conv1d_grad_weight,
+    _fake_conv1d_grad_weight,
+)
