@@ -174,6 +174,8 @@ def _epilogue_backward(
     """
     if dy is None:
         return dz, None if dz is None or not bias else dz.sum((0, 2))
+    if dz is None and activation is None and not bias:
+        return dy, None
     if dz is None and not torch.is_grad_enabled():
         g, grad_bias = _ops.epilogue_backward(dy, saved, activation, bias)
         return dy if activation is None else g, grad_bias if bias else None

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from tlazy_kernels.launch import INTERPRETED, SUPPORTED_DTYPES
+from tlazy_kernels.launch import INTERPRETED, INTERPRETER_DTYPES, SUPPORTED_DTYPES
 
 BackendName = Literal["auto", "triton", "aten"]
 
@@ -106,6 +106,6 @@ def _triton_obstacle(x: torch.Tensor) -> str | None:
             "the tensor is on the CPU, where Triton's interpreter is needed: set "
             "TRITON_INTERPRET=1 in the environment before tlazy is imported"
         )
-    if x.dtype is torch.bfloat16:
-        return "Triton's interpreter computes wrong values in bfloat16; use float32 or float16"
+    if x.dtype not in INTERPRETER_DTYPES:
+        return f"Triton's interpreter computes wrong values in {x.dtype}; use float32 or float16"
     return None

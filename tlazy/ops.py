@@ -3,7 +3,7 @@
 Registered for CUDA (and HIP, which is the same key) and the CPU, and with a fake implementation
 each, so that ``torch.compile``, ``torch.export`` and tracing see shapes without running anything.
 On the CPU the operators are plain ATen; only where TRITON_INTERPRET=1 was set before the import
-do they run the kernels in Triton's interpreter. autograd.py gives them their derivatives.
+do they run the kernels in Triton's interpreter, for the dtypes that it computes rightly. autograd.py gives them their derivatives.
 
 An operator cannot return an optional tensor: what the launchers give as None is a tensor of shape
 (0,) here.
@@ -12,12 +12,13 @@ An operator cannot return an optional tensor: what the launchers give as None is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tlazy_kernels import activations, checks, conv1d, linear, reference
-from tlazy_kernels.launch import INTERPRETED
+from tlazy_kernels.launch import INTERPRETED, INTERPRETER_DTYPES
 
 LIBRARY = torch.library.Library("tlazy", "DEF")
 _CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
@@ -27,8 +28,17 @@ def _register(schema: str, kernel: Callable, twin: Callable, fake: Callable) -> 
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, kernel, "CUDA")
-    LIBRARY.impl(name, kernel if INTERPRETED else twin, "CPU")
+    LIBRARY.impl(name, _interpreted_or(twin, kernel) if INTERPRETED else twin, "CPU")
     torch.library.register_fake(f"tlazy::{name}", fake, lib=LIBRARY)
+
+
+def _interpreted_or(twin: Callable, kernel: Callable) -> Callable:
+    """The kernel for the dtypes that Triton's interpreter computes rightly, the twin for others."""
+
+    def run(first: Tensor, *args: Any) -> Any:
+        return (kernel if first.dtype in INTERPRETER_DTYPES else twin)(first, *args)
+
+    return run
 
 
 def _present(like: Tensor, pair: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor]:

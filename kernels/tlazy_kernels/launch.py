@@ -9,6 +9,9 @@ import triton
 
 SUPPORTED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
+# Triton's interpreter gives wrong values in bfloat16, without an error.
+INTERPRETER_DTYPES = frozenset({torch.float32, torch.float16})
+
 # Read once, as ``@triton.jit`` does: changing the variable later changes nothing.
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 
@@ -27,16 +30,25 @@ def dot_precision(dtype: torch.dtype, family: Literal["matmul", "conv"]) -> str:
     """
     if dtype is not torch.float32 or INTERPRETED or torch.version.hip is not None:
         return "ieee"
-    switch = torch.backends.cuda.matmul if family == "matmul" else torch.backends.cudnn.conv
+    switch = torch.backends.cuda.matmul if family == "matmul" else torch.backends.cudnn.conv  # type: ignore[attr-defined]
     return "tf32" if switch.fp32_precision == "tf32" else "tf32x3"
 
 
 def check_device(x: torch.Tensor) -> None:
-    """Raise RuntimeError unless kernels can run on `x`'s device in this process."""
+    """Raise RuntimeError unless kernels can run on `x`'s device and dtype in this process."""
     if not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")):
         raise RuntimeError(
             f"Triton kernels need a CUDA or HIP tensor, got one on {x.device}; to run them on the "
             "CPU in Triton's interpreter, set TRITON_INTERPRET=1 before tlazy_kernels is imported"
+        )
+    if x.dtype not in SUPPORTED_DTYPES:
+        raise RuntimeError(
+            f"Triton kernels take float32, float16 and bfloat16, not {x.dtype}; convert the tensor "
+            "or use the ATen twin in tlazy_kernels.reference"
+        )
+    if INTERPRETED and x.dtype is torch.bfloat16:
+        raise RuntimeError(
+            f"Triton's interpreter computes wrong values in {x.dtype}; use float32 or float16"
         )
 
 

@@ -1,0 +1,19 @@
+import pytest
+import torch
+
+
+@pytest.fixture
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def exact_fp32():
+    """PyTorch's switches at float32's full accuracy, which the kernels follow."""
+    switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value

@@ -1,0 +1,151 @@
+"""Gradients, and gradients of gradients, of the functions that call the kernels."""
+
+import pytest
+import torch
+import torch.nn.functional as tF
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tlazy
+import tlazy.nn.functional as F
+from tlazy import autograd
+from tlazy_kernels.reference import ACTIVATIONS
+
+ACTIVATION_CHOICES = [None, *ACTIVATIONS]
+# (length, kernel_size, stride, padding, dilation, groups, out_channels) for 6 input channels
+CONVOLUTIONS = {
+    "plain": (11, 3, 1, [0, 0], 1, 1, 4),
+    "same-even": (9, 8, 1, [3, 4], 1, 1, 4),
+    "strided": (11, 3, 2, [1, 1], 1, 1, 4),
+    "stride-skips-the-end": (12, 3, 4, [0, 0], 1, 1, 4),
+    "dilated-causal": (10, 3, 1, [4, 0], 2, 1, 4),
+    "grouped": (9, 3, 1, [1, 1], 1, 2, 4),
+    "depthwise": (9, 4, 1, [3, 0], 1, 6, 6),
+    "depthwise-multiplied": (9, 3, 2, [1, 1], 1, 6, 12),
+    "kernel-longer-than-input": (2, 5, 1, [2, 2], 1, 1, 4),
+}
+
+
+def leaves(device, dtype):
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape):
+        return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+
+    return make
+
+
+@pytest.fixture
+def leaf(device):
+    return leaves(device, torch.float32)
+
+
+@pytest.fixture
+def cpu_leaf():
+    """In float64 on the CPU, where the operators run the ATen twins."""
+    return leaves("cpu", torch.float64)
+
+
+class Recorder(TorchDispatchMode):
+    """Names of tlazy's operators, in the order in which they were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "tlazy":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+def relative_error(found, expected):
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / (expected.norm() + 1e-30))
+
+
+def derivatives(function, inputs):
+    """The value, its gradients, and the gradients of the gradients' squared norm."""
+    y = function(*inputs)
+    first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+    return [y, *first, *second]
+
+
+def assert_derivatives_equal(function, reference, inputs):
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    for found, expected in zip(
+        derivatives(function, inputs), derivatives(reference, doubles), strict=True
+    ):
+        assert found.shape == expected.shape
+        assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("activation", ACTIVATION_CHOICES)
+def test_linear_derivatives_equal_torch(leaf, activation, exact_fp32):
+    act = ACTIVATIONS.get(activation, lambda z: z)
+    with tlazy.backend("triton"):
+        assert_derivatives_equal(
+            lambda x, w, b: F.linear(x, w, b, activation=activation),
+            lambda x, w, b: act(tF.linear(x, w, b)),
+            [leaf(3, 5, 7), leaf(4, 7), leaf(4)],
+        )
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_conv1d_derivatives_equal_torch(leaf, name, activation, exact_fp32):
+    length, taps, stride, padding, dilation, groups, filters = CONVOLUTIONS[name]
+    act = ACTIVATIONS.get(activation, lambda z: z)
+    with tlazy.backend("triton"):
+        assert_derivatives_equal(
+            lambda x, w, b: autograd.conv1d(x, w, b, stride, padding, dilation, groups, activation),
+            lambda x, w, b: act(tF.conv1d(tF.pad(x, padding), w, b, stride, 0, dilation, groups)),
+            [leaf(2, 6, length), leaf(filters, 6 // groups, taps), leaf(filters)],
+        )
+
+
+@pytest.mark.parametrize("activation", ACTIVATION_CHOICES)
+def test_linear_operator_passes_gradcheck_in_float64(cpu_leaf, activation):
+    inputs = [cpu_leaf(5, 4), cpu_leaf(3, 4), cpu_leaf(3)]
+    call = lambda x, w, b: autograd.linear(x, w, b, activation)  # noqa: E731
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_conv1d_operator_passes_gradcheck_in_float64(cpu_leaf, name, activation):
+    length, taps, *settings, groups, filters = CONVOLUTIONS[name]
+    inputs = [cpu_leaf(2, 6, length), cpu_leaf(filters, 6 // groups, taps), cpu_leaf(filters)]
+    call = lambda x, w, b: autograd.conv1d(x, w, b, *settings, groups, activation)  # noqa: E731
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+
+
+def test_stride_0_gradient_of_sum_gives_torchs_gradients(leaf, exact_fp32):
+    x, w, b = leaf(2, 3, 9), leaf(4, 3, 3), leaf(4)
+    with tlazy.backend("triton"):
+        found = torch.autograd.grad(F.conv1d(x, w, b, activation="gelu").sum(), (x, w, b))
+    expected = torch.autograd.grad(tF.gelu(tF.conv1d(x, w, b)).sum(), (x, w, b))
+    for f, e in zip(found, expected, strict=True):
+        assert relative_error(f, e) < 1e-5
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight", "bias"])
+def test_only_the_wanted_gradient_is_computed(leaf, wanted):
+    inputs = {"x": leaf(5, 7), "weight": leaf(4, 7), "bias": leaf(4)}
+    for name, value in inputs.items():
+        value.requires_grad_(name == wanted)
+    with tlazy.backend("triton"), Recorder() as recorder:
+        F.linear(*inputs.values()).sum().backward()
+    needed = {"x": "linear_grad_input", "weight": "linear_grad_weight", "bias": "epilogue_backward"}
+    assert recorder.names == ["linear_forward", needed[wanted]]
+    assert inputs[wanted].grad is not None
+
+
+def test_nothing_is_saved_that_no_gradient_needs(leaf):
+    x, weight = leaf(5, 7), leaf(4, 7).detach()
+    with tlazy.backend("triton"):
+        y = F.linear(x, weight)
+    node = y.grad_fn.next_functions[0][0]
+    assert [t is None for t in node.saved_tensors] == [True, False, True]

@@ -1,0 +1,71 @@
+"""The registered operators: schema, fake implementation, derivative and tracing of each."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import tlazy  # noqa: F401  registers the operators
+
+ops = torch.ops.tlazy
+
+
+def tensor(*shape: int, requires_grad: bool = True) -> torch.Tensor:
+    return torch.randn(*shape, requires_grad=requires_grad)
+
+
+def samples():
+    """(operator, arguments) for every operator and every kind of argument it takes."""
+    torch.manual_seed(0)
+    x, w, b, g = tensor(5, 7), tensor(4, 7), tensor(4), tensor(5, 4)
+    yield ops.linear_forward, (x, w, b, "gelu", True)
+    yield ops.linear_forward, (x, w, None, "relu", False)
+    yield ops.linear_forward, (x, w, b, None, False)
+    yield ops.linear_grad_input, (g, w)
+    yield ops.linear_grad_weight, (g, x)
+    x, w, g = tensor(2, 6, 11), tensor(4, 3, 3), tensor(2, 4, 6)
+    settings = (2, [2, 0], 1, 2)
+    yield ops.conv1d_forward, (x, w, b, *settings, "silu", True)
+    yield ops.conv1d_forward, (x, w, None, *settings, "tanh", False)
+    yield ops.conv1d_forward, (x, w, b, *settings, None, False)
+    yield ops.conv1d_grad_input, (g, w, 11, *settings)
+    yield ops.conv1d_grad_weight, (g, x, 3, *settings)
+    depthwise, g = tensor(12, 1, 3), tensor(2, 12, 10)
+    settings = (1, [1, 2], 2, 6)
+    yield ops.conv1d_forward, (x, depthwise, None, *settings, "gelu_tanh", True)
+    yield ops.conv1d_grad_input, (g, depthwise, 11, *settings)
+    yield ops.conv1d_grad_weight, (g, x, 3, *settings)
+    for activation in ("gelu", "relu"):
+        yield ops.epilogue_backward, (g, tensor(2, 12, 10), activation, True)
+    yield ops.epilogue_backward, (g, tensor(2, 12, 10), "sigmoid", False)
+    yield ops.epilogue_backward, (g, None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("operator", "args"),
+    [pytest.param(*s, id=f"{s[0].__name__}-{i}") for i, s in enumerate(samples())],
+)
+def test_operator_passes_opcheck(operator, args):
+    assert set(opcheck(operator.default, args).values()) == {"SUCCESS"}
+
+
+def test_samples_cover_every_operator():
+    registered = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("tlazy::")
+    }
+    assert registered == {operator.__name__.split(".")[-1] for operator, _ in samples()}
+
+
+def test_fake_implementation_raises_the_kernels_own_error():
+    with (
+        torch._subclasses.FakeTensorMode(),
+        pytest.raises(RuntimeError, match=r"last dimension of x \(=7\)"),
+    ):
+        ops.linear_forward(torch.empty(5, 7), torch.empty(4, 6), None, None, False)
+
+
+def test_gradient_without_the_saved_preactivation_is_refused():
+    x, w = tensor(5, 7), tensor(4, 7)
+    with pytest.raises(RuntimeError, match="save_preactivation=True"):
+        ops.linear_forward(x, w, None, "gelu", False)
