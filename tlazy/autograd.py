@@ -26,10 +26,9 @@ _ops = torch.ops.tlazy
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """Differentiable ``act(x @ weight.T + bias)`` by the operators, for x of shape (M, K)."""
-    if torch.compiler.is_compiling():
-        save = _saves_preactivation(activation, x, weight, bias)
-        return _ops.linear_forward(x, weight, bias, activation, save)[0]
-    return LinearFunction.apply(x, weight, bias, activation)[0]
+    save = _saves_preactivation(activation, x, weight, bias)
+    call = _ops.linear_forward if torch.compiler.is_compiling() else LinearFunction.apply
+    return call(x, weight, bias, activation, save)[0]
 
 
 def conv1d(
@@ -43,22 +42,16 @@ def conv1d(
     activation: str | None,
 ) -> Tensor:
     """Differentiable ``act(conv1d(x, weight) + bias)`` by the operators, for x (N, C_in, L)."""
-    settings = (stride, padding, dilation, groups)
-    if torch.compiler.is_compiling():
-        save = _saves_preactivation(activation, x, weight, bias)
-        return _ops.conv1d_forward(x, weight, bias, *settings, activation, save)[0]
-    return Conv1dFunction.apply(x, weight, bias, *settings, activation)[0]
+    save = _saves_preactivation(activation, x, weight, bias)
+    call = _ops.conv1d_forward if torch.compiler.is_compiling() else Conv1dFunction.apply
+    return call(x, weight, bias, stride, padding, dilation, groups, activation, save)[0]
 
 
 class LinearFunction(torch.autograd.Function):
-    """(x, weight, bias, activation) to (y, preactivation), as ``tlazy::linear_forward``."""
+    """``tlazy::linear_forward``, arguments and results, for eager calls."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
-    ) -> tuple[Tensor, Tensor]:
-        save = activation in NEEDS_PREACTIVATION and any(ctx.needs_input_grad)
-        inputs = (x, weight, bias, activation, save)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             output = _ops.linear_forward(*inputs)
         _linear_setup(ctx, inputs, output)
@@ -66,18 +59,14 @@ class LinearFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _linear_backward(ctx, *grads)[:4]
+        return _linear_backward(ctx, *grads)
 
 
 class Conv1dFunction(torch.autograd.Function):
-    """(x, weight, bias, settings, activation) to (y, preactivation), as the operator."""
+    """``tlazy::conv1d_forward``, arguments and results, for eager calls."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
-    ) -> tuple[Tensor, Tensor]:
-        save = settings[-1] in NEEDS_PREACTIVATION and any(ctx.needs_input_grad)
-        inputs = (x, weight, bias, *settings, save)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             output = _ops.conv1d_forward(*inputs)
         _conv1d_setup(ctx, inputs, output)
@@ -85,7 +74,7 @@ class Conv1dFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _conv1d_backward(ctx, *grads)[:8]
+        return _conv1d_backward(ctx, *grads)
 
 
 def _saves_preactivation(activation: str | None, *tensors: Tensor | None) -> bool:
@@ -148,17 +137,12 @@ def _forward_setup(
     y, preactivation = output
     if not save:
         ctx.mark_non_differentiable(preactivation)
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
-    if activation is None:
-        saved = None
-    elif activation not in NEEDS_PREACTIVATION:
+    saved = None
+    if activation in NEEDS_PREACTIVATION:
+        saved = preactivation if save else None
+    elif activation is not None:
         saved = y
-    elif save:
-        saved = preactivation
-    else:
-        raise RuntimeError(
-            f"tlazy: the gradient of activation={activation!r} needs save_preactivation=True"
-        )
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, saved)
     ctx.activation = activation
     ctx.set_materialize_grads(False)
@@ -174,6 +158,8 @@ def _epilogue_backward(
     """
     if dy is None:
         return dz, None if dz is None or not bias else dz.sum((0, 2))
+    if activation is not None and saved is None:
+        raise RuntimeError(f"the gradient of {activation!r} needs save_preactivation=True")
     if dz is None and activation is None and not bias:
         return dy, None
     if dz is None and not torch.is_grad_enabled():

@@ -149,3 +149,19 @@ def test_nothing_is_saved_that_no_gradient_needs(leaf):
         y = F.linear(x, weight)
     node = y.grad_fn.next_functions[0][0]
     assert [t is None for t in node.saved_tensors] == [True, False, True]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_preactivation_is_written_only_where_a_gradient_will_need_it(leaf, grad):
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func.namespace == "tlazy":
+                sizes.append(out[1].numel())
+            return out
+
+    with tlazy.backend("triton"), Sizes(), torch.set_grad_enabled(grad):
+        F.linear(leaf(5, 7), leaf(4, 7), activation="gelu")
+    assert sizes == [20 if grad else 0]

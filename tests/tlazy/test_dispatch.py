@@ -1,0 +1,86 @@
+"""Which implementation runs, and that it says so."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tlazy
+import tlazy.nn.functional as F
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about the CPU alone")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+
+
+def test_cpu_tensor_runs_aten_even_with_the_interpreter_on():
+    assert tlazy.backend_of(torch.zeros(1)) == ("aten", "the tensor is on cpu")
+
+
+@needs_no_gpu
+def test_asking_for_triton_on_the_cpu_runs_the_interpreter():
+    with tlazy.backend("triton"):
+        assert tlazy.backend_of(torch.zeros(1)).name == "interpreter"
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64])
+def test_a_dtype_that_the_kernels_cannot_take_is_refused_when_triton_is_asked_for(dtype):
+    x = torch.zeros(2, 3, dtype=dtype)
+    with tlazy.backend("triton"):
+        for call in (tlazy.backend_of, lambda x: F.linear(x, x)):
+            with pytest.raises(RuntimeError, match=str(dtype)):
+                call(x)
+
+
+def test_without_the_variable_asking_for_triton_on_the_cpu_says_what_to_set():
+    code = (
+        "import torch, tlazy\n"
+        "import tlazy.nn.functional as F\n"
+        "with tlazy.backend('triton'): F.linear(torch.zeros(1, 1), torch.zeros(1, 1))"
+    )
+    done = python(code)
+    assert done.returncode == 1
+    assert "set TRITON_INTERPRET=1 in the environment before tlazy is imported" in done.stderr
+
+
+def test_the_choice_ends_with_its_block_even_after_an_error():
+    with pytest.raises(KeyError), tlazy.backend("aten"):
+        raise KeyError
+    with tlazy.backend("aten"), tlazy.backend("auto"):
+        assert "requested" not in tlazy.backend_of(torch.zeros(1)).reason
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones():
+    with (
+        pytest.raises(ValueError, match=r"\['auto', 'triton', 'aten'\], got 'cuda'"),
+        tlazy.backend("cuda"),
+    ):
+        pass
+
+
+def test_a_torch_func_transform_runs_aten_and_says_so():
+    reasons = []
+
+    def f(x):
+        reasons.append(tlazy.dispatch._triton_obstacle(x))
+        return F.linear(x, x, activation="gelu").sum()
+
+    x = torch.randn(3, 3)
+    torch.testing.assert_close(torch.func.hessian(f)(x), torch.autograd.functional.hessian(f, x))
+    assert "torch.func transform" in reasons[0]
+
+
+def test_importing_tlazy_is_quick_and_brings_in_no_tool():
+    done = python(
+        "import time, sys, torch, triton; start = time.perf_counter(); import tlazy\n"
+        "assert time.perf_counter() - start < 0.3, time.perf_counter() - start\n"
+        "loaded = {'rich', 'typer', 'matplotlib', 'sktime', 'torch._dynamo'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    assert done.returncode == 0, done.stderr
