@@ -117,9 +117,14 @@ def _aten_conv1d(
     dilation: int | tuple[int],
     groups: int,
 ) -> Tensor:
-    if padding == "causal":
-        left = causal_padding(weight.shape[-1], _single("dilation", dilation))
-        x, padding = torch.nn.functional.pad(x, (left, 0)), 0
+    if padding in ("same", "causal"):
+        # ATen pads on both sides alike: an uneven rest takes a copy (torch copies as well, and
+        # warns of it).
+        step, spread = _single("stride", stride), _single("dilation", dilation)
+        left, right = _zeros_around(padding, weight.shape[-1], step, spread)
+        even = min(left, right)
+        x = torch.nn.functional.pad(x, (left - even, right - even)) if left != right else x
+        padding = even
     return torch.nn.functional.conv1d(x, weight, bias, stride, padding, dilation, groups)
 
 

@@ -1,0 +1,143 @@
+"""Linear and Conv1d are torch.nn's layers with one argument more."""
+
+import inspect
+
+import pytest
+import torch
+
+import tlazy
+from tlazy import nn
+from tlazy_kernels.reference import ACTIVATIONS
+
+LAYERS = {
+    "linear": (nn.Linear, torch.nn.Linear, (7, 4), (5, 7)),
+    "conv1d": (nn.Conv1d, torch.nn.Conv1d, (6, 4, 3), (2, 6, 11)),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def pair(request):
+    return LAYERS[request.param]
+
+
+def test_layer_is_torchs_layer_with_its_signature_plus_activation(pair):
+    ours, torchs, *_ = pair
+    assert issubclass(ours, torchs)
+    parameters = dict(inspect.signature(ours).parameters)
+    assert parameters.pop("activation").kind is inspect.Parameter.KEYWORD_ONLY
+    assert list(parameters) == list(inspect.signature(torchs).parameters)
+
+
+def test_weights_move_between_both_by_state_dict(pair):
+    ours, torchs, args, shape = pair
+    theirs, mine = torchs(*args), ours(*args)
+    mine.load_state_dict(theirs.state_dict())
+    x = torch.randn(shape)
+    assert torch.equal(mine(x), theirs(x))
+    theirs.load_state_dict(ours(*args).state_dict())
+
+
+def test_repr_is_torchs_with_the_activation_at_the_end(pair):
+    ours, torchs, args, _ = pair
+    assert repr(ours(*args)) == repr(torchs(*args))
+    assert repr(ours(*args, activation="relu")) == f"{repr(torchs(*args))[:-1]}, activation='relu')"
+
+
+def test_initial_weights_have_torchs_distribution():
+    torch.manual_seed(0)
+    for ours, torchs, args in (
+        (nn.Linear, torch.nn.Linear, (64, 4096)),
+        (nn.Conv1d, torch.nn.Conv1d, (16, 4096, 4)),
+    ):
+        mine, theirs = ours(*args), torchs(*args)
+        for name in ("weight", "bias"):
+            a, b = getattr(mine, name).detach(), getattr(theirs, name).detach()
+            assert abs(a.std() / b.std() - 1) < 0.05
+            assert abs(a.mean()) < 0.01
+            assert a.abs().max() <= 1 / 8 + 1e-6  # both have a fan-in of 64
+            assert a.abs().max() > 0.12
+
+
+def test_constructing_draws_one_number_from_the_global_generator(pair):
+    ours, _, args, _ = pair
+    torch.manual_seed(0)
+    ours(*args)
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    tlazy.init.draw_seed()
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_is_applied(pair, activation):
+    ours, _, args, shape = pair
+    layer = ours(*args, activation=activation)
+    x = torch.randn(shape)
+    with_it = layer(x)
+    layer.activation = None
+    torch.testing.assert_close(with_it, ACTIVATIONS[activation](layer(x)))
+
+
+def test_unknown_activation_is_refused_at_construction(pair):
+    ours, _, args, _ = pair
+    with pytest.raises(ValueError, match="got 'swish'"):
+        ours(*args, activation="swish")
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [0, 2, "same", "valid"])
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_conv1d_has_torchs_padding_modes(device, exact_fp32, mode, padding, backend):
+    layer = nn.Conv1d(3, 4, 4, padding=padding, padding_mode=mode, device=device)
+    theirs = torch.nn.Conv1d(3, 4, 4, padding=padding, padding_mode=mode)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, 13)
+    with tlazy.backend(backend):
+        found = layer(x.to(device)).cpu()
+    torch.testing.assert_close(found, theirs(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "replicate"])
+def test_causal_conv1d_pads_the_left_in_every_mode(mode):
+    layer = nn.Conv1d(3, 4, 3, padding="causal", dilation=2, padding_mode=mode)
+    x = torch.randn(2, 3, 13)
+    word = {"zeros": "constant"}.get(mode, mode)
+    padded = torch.nn.functional.pad(x, (4, 0), mode=word)
+    expected = torch.nn.functional.conv1d(padded, layer.weight, layer.bias, dilation=2)
+    torch.testing.assert_close(layer(x), expected)
+    assert "padding=causal" in repr(layer)
+
+
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_network_compiles_whole_and_trains_alike(device, exact_fp32, backend):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv1d(3, 4, 3, padding="same", activation="gelu"),
+        nn.Conv1d(4, 4, 3, groups=4, padding="causal", activation="relu"),
+        torch.nn.Flatten(),
+        nn.Linear(4 * 11, 5, activation="silu"),
+    ).to(device)
+    x = torch.randn(2, 3, 11, device=device)
+    parameters = list(net.parameters())
+    with tlazy.backend(backend):
+        y = net(x)
+        expected = [y, *torch.autograd.grad(y.square().sum(), parameters)]
+        y = torch.compile(net, fullgraph=True)(x)
+        found = [y, *torch.autograd.grad(y.square().sum(), parameters)]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_network_exports_and_gives_the_same(device, backend):
+    net = nn.Sequential(
+        nn.Conv1d(3, 4, 3, padding="same", activation="gelu"), nn.Conv1d(4, 2, 3)
+    ).to(device)
+    x = torch.randn(2, 3, 11, device=device)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with tlazy.backend(backend):
+        program = torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert ("tlazy.conv1d_forward.default" in called) == (backend == "triton")
+    x = torch.randn(5, 3, 11, device=device)
+    with tlazy.backend(backend):
+        torch.testing.assert_close(program.module()(x), net(x))
