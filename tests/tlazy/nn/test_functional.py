@@ -44,6 +44,7 @@ def test_linear_without_input_features_is_the_bias(backend, device):
     assert torch.equal(y.cpu(), b.expand(3, 4))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's, of its own copy
 @pytest.mark.parametrize(
     ("padding", "stride"), [(0, 1), (3, 2), ((2,), 3), ("valid", 1), ("valid", 2), ("same", 1)]
 )
