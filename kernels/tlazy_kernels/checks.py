@@ -34,8 +34,64 @@ def linear_shape(
             f"last dimension of x (={x.shape[1]}) must equal that of weight (={weight.shape[1]})"
         )
     _check_bias("linear", bias, weight.shape[0])
-    _check_same("linear", x=x, weight=weight, bias=bias)
+    same_kind("linear", x=x, weight=weight, bias=bias)
     return x.shape[0], weight.shape[0]
+
+
+def linear_grad_input_shape(grad: Tensor, weight: Tensor) -> tuple[int, int]:
+    """Shape (M, K) of ``grad @ weight``, for grad of shape (M, N) and weight of shape (N, K).
+
+    Raises:
+        RuntimeError: for shapes, dtypes or devices that do not fit.
+    """
+    if grad.dim() != 2 or weight.dim() != 2 or grad.shape[1] != weight.shape[0]:
+        raise RuntimeError(
+            f"linear: the output gradient of shape {_shape(grad)} does not fit weight of shape "
+            f"{_shape(weight)}: they must be (M, N) and (N, K)"
+        )
+    same_kind("linear", grad=grad, weight=weight)
+    return grad.shape[0], weight.shape[1]
+
+
+def linear_grad_weight_shape(grad: Tensor, x: Tensor) -> tuple[int, int]:
+    """Shape (N, K) of ``grad.T @ x``, for grad of shape (M, N) and x of shape (M, K).
+
+    Raises:
+        RuntimeError: for shapes, dtypes or devices that do not fit.
+    """
+    if grad.dim() != 2 or x.dim() != 2 or grad.shape[0] != x.shape[0]:
+        raise RuntimeError(
+            f"linear: the output gradient of shape {_shape(grad)} does not fit x of shape "
+            f"{_shape(x)}: they must be (M, N) and (M, K)"
+        )
+    same_kind("linear", grad=grad, x=x)
+    return grad.shape[1], x.shape[1]
+
+
+def epilogue_shape(
+    grad: Tensor, saved: Tensor | None, activation: str | None
+) -> tuple[int, int, int]:
+    """Shape (outer, channels, inner) of `grad`, which `saved` must have too.
+
+    Raises:
+        RuntimeError: for shapes, dtypes or devices that do not fit, or a missing `saved`.
+        ValueError: for an unknown activation.
+    """
+    check_activation(activation)
+    if grad.dim() != 3:
+        raise RuntimeError(
+            "epilogue_backward: the output gradient must have 3 dimensions (outer, channels, "
+            f"inner), got shape {_shape(grad)}"
+        )
+    if activation is not None and (saved is None or saved.shape != grad.shape):
+        found = "None" if saved is None else f"shape {_shape(saved)}"
+        raise RuntimeError(
+            f"epilogue_backward: activation={activation!r} needs a saved tensor of the output "
+            f"gradient's shape {_shape(grad)}, got {found}"
+        )
+    same_kind("epilogue_backward", grad=grad, saved=saved)
+    outer, channels, inner = grad.shape
+    return outer, channels, inner
 
 
 def conv1d_shape(
@@ -62,12 +118,10 @@ def conv1d_shape(
         )
     batch, channels, length = x.shape
     out_channels, group_channels, taps = weight.shape
-    for name, value in (("stride", stride), ("dilation", dilation), ("groups", groups)):
-        if value < 1:
-            raise RuntimeError(f"conv1d: {name} must be at least 1, got {value}")
-    if len(padding) != 2 or min(padding) < 0:
+    _check_settings(stride, padding, dilation, groups)
+    if out_channels < 1:
         raise RuntimeError(
-            f"conv1d: padding must be two sizes (left, right) of at least 0, got {tuple(padding)}"
+            f"conv1d: weight of shape {_shape(weight)} must have at least 1 output channel"
         )
     if channels != group_channels * groups:
         raise RuntimeError(
@@ -78,16 +132,10 @@ def conv1d_shape(
         raise RuntimeError(
             f"conv1d: out_channels (={out_channels}) must be divisible by groups (={groups})"
         )
-    padded = length + padding[0] + padding[1]
-    reach = dilation * (taps - 1) + 1
-    if taps < 1 or padded < reach:
-        raise RuntimeError(
-            f"conv1d: the kernel reaches over {reach} samples (kernel_size={taps}, "
-            f"dilation={dilation}), more than the padded input has ({padded})"
-        )
+    out_length = _out_length(length, taps, stride, padding, dilation)
     _check_bias("conv1d", bias, out_channels)
-    _check_same("conv1d", x=x, weight=weight, bias=bias)
-    return batch, out_channels, (padded - reach) // stride + 1
+    same_kind("conv1d", x=x, weight=weight, bias=bias)
+    return batch, out_channels, out_length
 
 
 def conv1d_grad_shapes(
@@ -100,15 +148,52 @@ def conv1d_grad_shapes(
     groups: int,
 ) -> None:
     """Raise RuntimeError unless `grad` has the shape that such a convolution's output has."""
+    if len(weight_shape) != 3:
+        raise RuntimeError(
+            f"conv1d: weight must have 3 dimensions, got shape {tuple(weight_shape)}"
+        )
+    _check_settings(stride, padding, dilation, groups)
     out_channels, _, taps = weight_shape
-    reach = dilation * (taps - 1) + 1
-    out_length = (input_length + padding[0] + padding[1] - reach) // stride + 1
-    if tuple(grad.shape[1:]) != (out_channels, out_length) or out_channels % groups:
+    out_length = _out_length(input_length, taps, stride, padding, dilation)
+    if (
+        grad.dim() != 3
+        or tuple(grad.shape[1:]) != (out_channels, out_length)
+        or out_channels % groups
+    ):
         raise RuntimeError(
             f"conv1d: the output gradient must have shape (N, {out_channels}, {out_length}) for "
             f"weight of shape {tuple(weight_shape)} and inputs of {input_length} samples with "
             f"groups={groups}, got {_shape(grad)}"
         )
+
+
+def conv1d_grad_weight_shape(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: int,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    groups: int,
+) -> tuple[int, int, int]:
+    """Shape (C_out, C_in/G, K) of the weight gradient, for x (N, C_in, L), grad (N, C_out, L_out).
+
+    Raises:
+        RuntimeError: for shapes, dtypes, devices or settings that do not fit.
+    """
+    if grad.dim() != 3 or x.dim() != 3 or grad.shape[0] != x.shape[0]:
+        raise RuntimeError(
+            f"conv1d: the output gradient of shape {_shape(grad)} does not fit x of shape "
+            f"{_shape(x)}: they must be (N, C_out, L_out) and (N, C_in, L)"
+        )
+    if groups < 1 or x.shape[1] % groups:
+        raise RuntimeError(
+            f"conv1d: in_channels (={x.shape[1]}) must be divisible by groups (={groups})"
+        )
+    shape = (grad.shape[1], x.shape[1] // groups, kernel_size)
+    conv1d_grad_shapes(grad, shape, x.shape[2], stride, padding, dilation, groups)
+    same_kind("conv1d", grad=grad, x=x)
+    return shape
 
 
 def check_activation(activation: str | None) -> None:
@@ -126,15 +211,38 @@ def _check_bias(op: str, bias: Tensor | None, size: int) -> None:
         )
 
 
-def _check_same(op: str, **tensors: Tensor | None) -> None:
+def same_kind(op: str, **tensors: Tensor | None) -> None:
+    """Raise RuntimeError unless all tensors share one floating dtype and one device."""
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     for what in ("dtype", "device"):
         found = {name: getattr(tensor, what) for name, tensor in present.items()}
         if len(set(found.values())) > 1:
             named = ", ".join(f"{name} is {value}" for name, value in found.items())
             raise RuntimeError(f"{op}: all tensors must have the same {what}, but {named}")
-    if not present["x"].dtype.is_floating_point:
-        raise RuntimeError(f"{op}: not implemented for {present['x'].dtype}")
+    for name, tensor in present.items():
+        if not tensor.dtype.is_floating_point:
+            raise RuntimeError(f"{op}: not implemented for {tensor.dtype}, the dtype of {name}")
+
+
+def _check_settings(stride: int, padding: Sequence[int], dilation: int, groups: int) -> None:
+    for name, value in (("stride", stride), ("dilation", dilation), ("groups", groups)):
+        if value < 1:
+            raise RuntimeError(f"conv1d: {name} must be at least 1, got {value}")
+    if len(padding) != 2 or min(padding) < 0:
+        raise RuntimeError(
+            f"conv1d: padding must be two sizes (left, right) of at least 0, got {tuple(padding)}"
+        )
+
+
+def _out_length(length: int, taps: int, stride: int, padding: Sequence[int], dilation: int) -> int:
+    padded = length + padding[0] + padding[1]
+    reach = dilation * (taps - 1) + 1
+    if taps < 1 or padded < reach:
+        raise RuntimeError(
+            f"conv1d: the kernel reaches over {reach} samples (kernel_size={taps}, "
+            f"dilation={dilation}), more than the padded input has ({padded})"
+        )
+    return (padded - reach) // stride + 1
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:

@@ -27,15 +27,20 @@ class TileConfig:
     num_stages: int = 2
 
 
-def dot_config(rows: int, cols: int, depth: int) -> TileConfig:
-    """The tile for a (rows, depth) @ (depth, cols) product, by sizes alone."""
-    block_rows = _tile(rows, 128)
-    block_cols = _tile(cols, 128 if block_rows <= 64 else 64)
+def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
+    """The tile for a (rows, depth) @ (depth, cols) product, by sizes alone.
+
+    Args:
+        itemsize: bytes of an operand's element. Those of 4 are split into three tf32 parts in
+            registers; tiles of more than 64 x 64 then spill on sm_80 and gfx942.
+    """
+    block_rows = _tile(rows, 128 if itemsize < 4 else 64)
+    block_cols = _tile(cols, 128 if block_rows <= 64 and itemsize < 4 else 64)
     return TileConfig(
         rows=block_rows,
         cols=block_cols,
         depth=_tile(depth, 32),
-        num_warps=8 if block_rows * block_cols >= 8192 else 4,
+        num_warps=8 if block_rows * block_cols * itemsize >= 16384 else 4,
     )
 
 

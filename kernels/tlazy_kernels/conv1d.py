@@ -238,8 +238,12 @@ def conv1d_grad_input(
 
     Returns:
         shape (N, C_in, L), `grad`'s dtype.
+
+    Raises:
+        RuntimeError: as ``checks.conv1d_grad_shapes``, before anything is allocated.
     """
     checks.conv1d_grad_shapes(grad, weight.shape, input_length, stride, padding, dilation, groups)
+    checks.same_kind("conv1d", grad=grad, weight=weight)
     check_device(grad)
     out = grad.new_empty((grad.shape[0], weight.shape[1] * groups, input_length))
     launch = depthwise.convolve if weight.shape[1] == 1 else _convolve
@@ -279,9 +283,11 @@ def conv1d_grad_weight(
 
     Returns:
         shape (C_out, C_in / groups, K), `grad`'s dtype.
+
+    Raises:
+        RuntimeError: as ``checks.conv1d_grad_weight_shape``, before anything is allocated.
     """
-    shape = (grad.shape[1], x.shape[1] // groups, kernel_size)
-    checks.conv1d_grad_shapes(grad, shape, x.shape[2], stride, padding, dilation, groups)
+    shape = checks.conv1d_grad_weight_shape(grad, x, kernel_size, stride, padding, dilation, groups)
     check_device(grad)
     launch = depthwise.correlate if shape[1] == 1 else _correlate
     return launch(
@@ -315,7 +321,7 @@ def _convolve(
     stride_group = weight.shape[0] // groups * stride_out
     if transposed:
         stride_out, stride_in = stride_in, stride_out
-    config = config or dot_config(rows, group_out, group_in)
+    config = config or dot_config(rows, group_out, group_in, x.element_size())
     tiles = triton.cdiv(rows, config.rows) * triton.cdiv(group_out, config.cols)
     with torch.cuda.device_of(x):
         _conv1d_kernel[(tiles * groups,)](
@@ -369,7 +375,7 @@ def _correlate(
     groups = x.shape[1] // group_in
     group_out = out_channels // groups
     rows = batch * out_length
-    config = config or dot_config(group_out, group_in, rows)
+    config = config or dot_config(group_out, group_in, rows, x.element_size())
     tiles = triton.cdiv(group_out, config.rows) * triton.cdiv(group_in, config.cols) * taps * groups
     splits, rows_per_split = split_rows(rows, tiles, config.depth)
     out = grad.new_empty((splits, *shape), dtype=grad.dtype if splits == 1 else torch.float32)

@@ -76,11 +76,12 @@ def _depthwise_kernel(
             other=0.0,
         )
         w = tl.load(
-            weight_ptr + out_channel * stride_wc + tap * stride_wk,
+            weight_ptr + out_channel * stride_wc + tap.to(tl.int64) * stride_wk,
             mask=channel < channels,
             other=0.0,
         )
-        acc += x.to(tl.float32) * w.to(tl.float32)[None, :]
+        # A choice, not a product with the padding's 0: an infinite weight would make that NaN.
+        acc += tl.where(exists[:, None], x.to(tl.float32) * w.to(tl.float32)[None, :], 0.0)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channel * stride_bias, mask=channel < channels, other=0.0)
         acc += bias.to(tl.float32)[None, :]

@@ -111,10 +111,13 @@ def linear_grad_input(grad: Tensor, weight: Tensor, *, config: TileConfig | None
 
     Returns:
         shape (M, K), `grad`'s dtype.
+
+    Raises:
+        RuntimeError: as ``checks.linear_grad_input_shape``, before anything is allocated.
     """
-    checks.linear_shape(grad, weight.t(), None, None)
+    shape = checks.linear_grad_input_shape(grad, weight)
     check_device(grad)
-    out = grad.new_empty((grad.shape[0], weight.shape[1]))
+    out = grad.new_empty(shape)
     _matmul(grad, weight, out, config=config)
     return out
 
@@ -129,11 +132,14 @@ def linear_grad_weight(grad: Tensor, x: Tensor, *, config: TileConfig | None = N
 
     Returns:
         shape (N, K), `grad`'s dtype.
+
+    Raises:
+        RuntimeError: as ``checks.linear_grad_weight_shape``, before anything is allocated.
     """
-    checks.linear_shape(grad.t(), x.t(), None, None)
+    n, k = checks.linear_grad_weight_shape(grad, x)
     check_device(grad)
-    rows, n, k = grad.shape[0], grad.shape[1], x.shape[1]
-    config = config or dot_config(n, k, rows)
+    rows = grad.shape[0]
+    config = config or dot_config(n, k, rows, grad.element_size())
     tiles = triton.cdiv(n, config.rows) * triton.cdiv(k, config.cols)
     splits, per_split = split_rows(rows, tiles, config.depth)
     out = grad.new_empty((splits, n, k), dtype=grad.dtype if splits == 1 else torch.float32)
@@ -156,7 +162,7 @@ def _matmul(
     (m, k), n = a.shape, b.shape[1]
     if out.numel() == 0:
         return
-    config = config or dot_config(m, n, k)
+    config = config or dot_config(m, n, k, a.element_size())
     grid = (
         triton.cdiv(m, config.rows) * triton.cdiv(n, config.cols),
         out.shape[0] if out.dim() == 3 else 1,

@@ -14,15 +14,18 @@ import triton.language as tl
 def source_position(position, tap, stride, padding, dilation, length, TRANSPOSED: tl.constexpr):
     """The sample that `tap` of the filter multiplies for output `position`, and whether it exists.
 
+    `position` is int64, and the tap's offset is made so: a dilation may reach past 2**31 samples.
+
     Forward: sample = position * stride - padding + tap * dilation. TRANSPOSED is the way back,
     from an input sample to the output position that used it by this tap: the inverse, which
     exists only where the stride divides.
     """
+    offset = tap.to(tl.int64) * dilation
     if TRANSPOSED:
-        strided = position + padding - tap * dilation
+        strided = position + padding - offset
         source = strided // stride
         exists = (strided >= 0) & (source < length) & (source * stride == strided)
     else:
-        source = position * stride - padding + tap * dilation
+        source = position * stride - padding + offset
         exists = (source >= 0) & (source < length)
     return source, exists

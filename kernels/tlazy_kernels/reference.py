@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv1d_input, conv1d_weight
 
 from tlazy_kernels import checks
 
@@ -38,6 +39,7 @@ _ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def epilogue_backward(
     grad: Tensor, saved: Tensor | None, activation: str | None, *, bias: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    checks.epilogue_shape(grad, saved, activation)
     g = None
     if activation is not None and saved is not None:
         g = _ACTIVATION_GRADS[activation](grad, saved).contiguous()
@@ -58,10 +60,12 @@ def linear_forward(
 
 
 def linear_grad_input(grad: Tensor, weight: Tensor) -> Tensor:
+    checks.linear_grad_input_shape(grad, weight)
     return grad @ weight
 
 
 def linear_grad_weight(grad: Tensor, x: Tensor) -> Tensor:
+    checks.linear_grad_weight_shape(grad, x)
     return grad.t() @ x
 
 
@@ -91,9 +95,11 @@ def conv1d_grad_input(
     dilation: int = 1,
     groups: int = 1,
 ) -> Tensor:
+    checks.conv1d_grad_shapes(grad, weight.shape, input_length, stride, padding, dilation, groups)
+    checks.same_kind("conv1d", grad=grad, weight=weight)
     left, right = padding
     shape = (grad.shape[0], weight.shape[1] * groups, left + input_length + right)
-    padded = torch.nn.grad.conv1d_input(shape, weight, grad, stride, 0, dilation, groups)
+    padded = conv1d_input(shape, weight, grad, stride, 0, dilation, groups)
     return padded[:, :, left : left + input_length].contiguous()
 
 
@@ -106,8 +112,8 @@ def conv1d_grad_weight(
     dilation: int = 1,
     groups: int = 1,
 ) -> Tensor:
-    shape = (grad.shape[1], x.shape[1] // groups, kernel_size)
-    return torch.nn.grad.conv1d_weight(
+    shape = checks.conv1d_grad_weight_shape(grad, x, kernel_size, stride, padding, dilation, groups)
+    return conv1d_weight(
         F.pad(x, tuple(padding)), shape, grad, stride, 0, dilation, groups
     ).contiguous()
 

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.fixture(autouse=True)
+def _well_defined_float32() -> Iterator[None]:
+    """Float32 means float32: neither products may round to tf32, as convolutions may by default."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    matmul.fp32_precision = conv.fp32_precision = "ieee"
+    yield
+    matmul.fp32_precision, conv.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_allocations() -> Iterator[None]:
+    """Fill new memory with NaN, so that an output's element that no program writes shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def vast(device: str) -> Callable[[Tensor], Tensor]:
+    """Gives a tensor's copy whose first dimension has a stride of 2**31 elements.
+
+    Only its own few pages of the storage are ever touched.
+    """
+    if device == "cuda" and ("ttsem" in sys.modules or torch.cuda.mem_get_info()[0] < 30 << 30):
+        pytest.skip("needs 30 GiB of free GPU memory, or a CPU's lazily backed memory")
+    if device == "cpu" and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 10 << 30:
+        pytest.skip("a system with less than 10 GiB may refuse to reserve the address range")
+
+    def spread_out(x: Tensor) -> Tensor:
+        torch.use_deterministic_algorithms(False)  # it would fill, and so back, all of it
+        storage = torch.empty((len(x) - 1) * 2**31 + x[0].numel(), dtype=x.dtype, device=device)
+        torch.use_deterministic_algorithms(True)
+        return storage.as_strided(x.shape, (2**31, *x[0].contiguous().stride())).copy_(x)
+
+    return spread_out
