@@ -1,8 +1,21 @@
 """Lazy layers on PyTorch, with fused Triton kernels for linear and direct conv1d."""
 
 from tlazy import nn
+from tlazy.checkpoint import load, save
 from tlazy.dispatch import Backend, backend, backend_of
+from tlazy.trace import Spec, Trace, materialize, trace
 
 __version__ = "0.1.0"
 
-__all__ = ["Backend", "backend", "backend_of", "nn"]
+__all__ = [
+    "Backend",
+    "Spec",
+    "Trace",
+    "backend",
+    "backend_of",
+    "load",
+    "materialize",
+    "nn",
+    "save",
+    "trace",
+]

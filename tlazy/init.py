@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
@@ -12,9 +13,17 @@ def draw_seed() -> int:
     return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
 
-def fan_in_uniform_(
-    weight: torch.Tensor, bias: torch.Tensor | None, *, seed: int
-) -> None:
+def keyed_seed(seed: int, path: str) -> int:
+    """The 64-bit seed of the module at `path` under `seed`: the same in every process.
+
+    >>> keyed_seed(0, "head") == keyed_seed(0, "head") != keyed_seed(0, "body")
+    True
+    """
+    digest = hashlib.blake2b(f"{seed}/{path}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def fan_in_uniform_(weight: torch.Tensor, bias: torch.Tensor | None, *, seed: int) -> None:
     """Fill `weight` and `bias` as ``torch.nn.Linear`` and ``torch.nn.Conv1d`` do.
 
     Both are drawn from U(-b, b) with b = 1/sqrt(fan_in), which is what
@@ -27,9 +36,7 @@ def fan_in_uniform_(
         seed: 64-bit seed of the private generator.
     """
     fan_in = math.prod(weight.shape[1:])
-    if fan_in == 0:
-        return
-    bound = 1.0 / math.sqrt(fan_in)
+    bound = 1.0 / math.sqrt(fan_in) if fan_in > 0 else 0.0
     generator = torch.Generator(device="cpu").manual_seed(seed)
     for parameter in (weight, bias):
         if parameter is None or parameter.is_meta:

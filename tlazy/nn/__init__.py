@@ -1,8 +1,16 @@
 """Layers: drop-in subclasses of torch.nn's, and their lazy forms."""
 
-from torch.nn import Module, Sequential
+from tlazy.nn.container import Module, Sequential
+from tlazy.nn.conv import Conv1d, LazyConv1d
+from tlazy.nn.lazy import LazyModuleMixin
+from tlazy.nn.linear import LazyLinear, Linear
 
-from tlazy.nn.conv import Conv1d
-from tlazy.nn.linear import Linear
-
-__all__ = ["Conv1d", "Linear", "Module", "Sequential"]
+__all__ = [
+    "Conv1d",
+    "LazyConv1d",
+    "LazyLinear",
+    "LazyModuleMixin",
+    "Linear",
+    "Module",
+    "Sequential",
+]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tlazy import init
 from tlazy.nn import functional as F
+from tlazy.nn.lazy import LazyModuleMixin
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class Conv1d(torch.nn.Conv1d):
@@ -42,7 +45,7 @@ class Conv1d(torch.nn.Conv1d):
         dilation: int | tuple[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -53,10 +56,10 @@ class Conv1d(torch.nn.Conv1d):
         super().__init__(
             in_channels,
             out_channels,
-            kernel_size,  # type: ignore[arg-type]
-            stride,  # type: ignore[arg-type]
+            kernel_size,
+            stride,
             0 if causal else padding,  # type: ignore[arg-type]
-            dilation,  # type: ignore[arg-type]
+            dilation,
             groups,
             bias,
             padding_mode,
@@ -65,7 +68,7 @@ class Conv1d(torch.nn.Conv1d):
         )
         if causal:
             self.padding = "causal"
-            left = F.causal_padding(self.kernel_size[0], self.dilation)
+            left = F.causal_padding(self.kernel_size[0], self.dilation[0])
             self._reversed_padding_repeated_twice = [left, 0]
         self.activation = activation
 
@@ -74,7 +77,10 @@ class Conv1d(torch.nn.Conv1d):
         init.fan_in_uniform_(self.weight, self.bias, seed=init.draw_seed())
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # torch keeps tuples of any length; here each has one element.
+        stride: Any = self.stride
         padding: Any = self.padding
+        dilation: Any = self.dilation
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(
                 input, self._reversed_padding_repeated_twice, mode=self.padding_mode
@@ -84,9 +90,9 @@ class Conv1d(torch.nn.Conv1d):
             input,
             weight,
             bias,
-            self.stride,
+            stride,
             padding,
-            self.dilation,
+            dilation,
             self.groups,
             activation=self.activation,
         )
@@ -94,3 +100,86 @@ class Conv1d(torch.nn.Conv1d):
     def extra_repr(self) -> str:
         text = super().extra_repr()
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+class LazyConv1d(LazyModuleMixin, Conv1d):
+    """:class:`Conv1d` that learns ``in_channels`` from its first input, or from a checkpoint.
+
+    Until then ``weight`` and ``bias`` are ``UninitializedParameter`` and ``in_channels`` is 0;
+    afterwards the class is :class:`Conv1d`.
+
+    Args:
+        out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
+            dtype, activation: as in :class:`Conv1d`.
+
+    Shape: (N, any, L) to (N, out_channels, L_out), or without N.
+
+    Raises:
+        ValueError: where `groups` does not divide `out_channels`.
+
+    >>> import torch
+    >>> from tlazy import nn
+    >>> layer = nn.LazyConv1d(8, 3, padding="same")
+    >>> layer(torch.randn(2, 5, 50)).shape
+    torch.Size([2, 8, 50])
+    >>> layer.in_channels
+    5
+    """
+
+    cls_to_become = Conv1d
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: F.Padding = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: F.Activation | None = None,
+    ) -> None:
+        super().__init__(
+            0,
+            0,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            False,
+            padding_mode,
+            activation=activation,
+        )
+        if out_channels % groups != 0:
+            raise ValueError(
+                f"out_channels (={out_channels}) must be divisible by groups (={groups})"
+            )
+        self.out_channels = out_channels
+        self.add_placeholders(bias, device, dtype)
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        """Give the parameters the shapes that `input`, (N, in_channels, L), asks for.
+
+        Raises:
+            RuntimeError: unless `input` has 2 (unbatched) or 3 dimensions.
+            ValueError: where `groups` does not divide in_channels.
+        """
+        if input.dim() not in (2, 3):
+            raise RuntimeError(
+                f"Expected 2D (unbatched) or 3D (batched) input to {type(self).__name__}, but "
+                f"got input of size: {input.shape}"
+            )
+        in_channels = input.shape[-2]
+        if in_channels % self.groups != 0:
+            raise ValueError(
+                f"in_channels (={in_channels}) must be divisible by groups (={self.groups})"
+            )
+        weight = (self.out_channels, in_channels // self.groups, *self.kernel_size)
+        self.shape_parameters(weight, (self.out_channels,))
+        self.in_channels = in_channels
+        self.reset_parameters()

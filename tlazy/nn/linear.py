@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tlazy import init
 from tlazy.nn import functional as F
+from tlazy.nn.lazy import LazyModuleMixin
 
 
 class Linear(torch.nn.Linear):
@@ -56,3 +57,55 @@ class Linear(torch.nn.Linear):
     def extra_repr(self) -> str:
         text = super().extra_repr()
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+class LazyLinear(LazyModuleMixin, Linear):  # type: ignore[misc]
+    """:class:`Linear` that learns ``in_features`` from its first input, or from a checkpoint.
+
+    Until then ``weight`` and ``bias`` are ``UninitializedParameter`` and ``in_features`` is 0;
+    afterwards the class is :class:`Linear`.
+
+    Args:
+        out_features, bias, device, dtype, activation: as in :class:`Linear`.
+
+    Shape: (*, any) to (*, out_features).
+
+    >>> import torch
+    >>> from tlazy import nn
+    >>> layer = nn.LazyLinear(8)
+    >>> layer
+    LazyLinear(in_features=0, out_features=8, bias=True)
+    >>> layer(torch.randn(2, 3)).shape
+    torch.Size([2, 8])
+    >>> layer
+    Linear(in_features=3, out_features=8, bias=True)
+    """
+
+    cls_to_become = Linear
+
+    def __init__(
+        self,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: F.Activation | None = None,
+    ) -> None:
+        super().__init__(0, 0, False, activation=activation)
+        self.out_features = out_features
+        self.add_placeholders(bias, device, dtype)
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        """Give the parameters the shapes that `input`, shape (*, in_features), asks for.
+
+        Raises:
+            RuntimeError: for an input without dimensions, or one that contradicts a weight that
+                another layer has already shaped.
+        """
+        if input.dim() == 0:
+            raise RuntimeError(f"Expected an input of at least 1 dimension to {self}, got a scalar")
+        in_features = input.shape[-1]
+        self.shape_parameters((self.out_features, in_features), (self.out_features,))
+        self.in_features = in_features
+        self.reset_parameters()

@@ -1,0 +1,475 @@
+"""Shapes of a whole model without computing anything: ``trace``, ``Trace``, ``materialize``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.nn.parameter import Parameter, is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tlazy import checkpoint as checkpoints
+from tlazy import init as initialization
+from tlazy.nn.lazy import Staging, blank, is_pending, pending_modules
+from tlazy.shadow import Shadow
+
+
+class DataDependentError(RuntimeError):
+    """Raised where a forward asks for the values of a tensor, which a trace does not have."""
+
+
+class Spec:
+    """An input without data: what ``tlazy.trace`` needs to know of a tensor.
+
+    Args:
+        shape: sizes, one by one.
+        dtype, device: of the tensor that it stands for.
+
+    >>> Spec(8, 3, 150)
+    Spec(8, 3, 150, dtype=torch.float32, device='cpu')
+    """
+
+    def __init__(
+        self, *shape: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+    ) -> None:
+        if any(size < 0 for size in shape):
+            raise RuntimeError(f"sizes of a Spec must not be negative, got {shape}")
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
+        self.device = torch.device(device)
+
+    def __repr__(self) -> str:
+        sizes = "".join(f"{size}, " for size in self.shape)
+        return f"Spec({sizes}dtype={self.dtype}, device='{self.device}')"
+
+
+@dataclasses.dataclass
+class Row:
+    """One call of one module.
+
+    Attributes:
+        path: in the model, "" for the model itself.
+        layer: name of the class (the eager one, for a lazy layer).
+        inputs, outputs: shapes of the tensors that went in and came out.
+        params: elements of the module's own parameters, 0 when an earlier row has counted them.
+        flops: floating-point operations of matrix products and convolutions, without those of the
+            modules inside.
+        bytes: least memory traffic: own parameters and, for a module without modules inside,
+            inputs and outputs.
+    """
+
+    path: str
+    layer: str
+    inputs: list[tuple[int, ...]]
+    outputs: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+    params: int = 0
+    flops: int = 0
+    bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _LazyCall:
+    """The first call of a lazy module, which decides its shapes."""
+
+    path: str
+    module: torch.nn.Module
+    args: tuple[Any, ...]  # meta tensors for tensors
+    kwargs: dict[str, Any]
+
+
+class Trace:
+    """What one call of a model would do, and the plan for the parameters that it still lacks.
+
+    Attributes:
+        rows: one :class:`Row` per module call, in the order of the calls.
+        output: what the model would return, with meta tensors for tensors.
+        unvisited: paths of lazy modules that the call does not reach; they stay lazy.
+
+    ``print(plan)`` shows a table, with the columns' sums in its last line.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        rows: list[Row],
+        output: Any,
+        calls: list[_LazyCall],
+    ) -> None:
+        self.model = model
+        self.rows = rows
+        self.output = output
+        self._calls = calls
+        reached = {id(call.module) for call in calls}
+        self.unvisited = [
+            path for path, module in pending_modules(model).items() if id(module) not in reached
+        ]
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Sums of params, flops and bytes over all rows."""
+        return {
+            name: sum(getattr(row, name) for row in self.rows)
+            for name in ("params", "flops", "bytes")
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trace as plain lists, numbers and strings, ready for JSON."""
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return {"rows": rows, "totals": self.totals, "unvisited": list(self.unvisited)}
+
+    def materialize(
+        self,
+        seed: int | None = None,
+        init: Callable[[torch.nn.Module], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Create the parameters of every lazy module that the trace reached, all or nothing.
+
+        Parameters that exist already are left alone, except by `checkpoint`, which fills all.
+
+        Args:
+            seed: key each layer's values by (seed, path) instead of the seed that it drew when it
+                was constructed.
+            init: called once with each new layer, after its default initialization.
+            checkpoint: safetensors file to take the values from; nothing is initialized then.
+            device, dtype: of the new tensors, where they should not be their placeholders' own.
+
+        Raises:
+            ValueError: for `checkpoint` together with `seed` or `init`.
+            RuntimeError, OSError, safetensors.SafetensorError: as :func:`tlazy.load`.
+        """
+        if checkpoint is not None and (seed is not None or init is not None):
+            raise ValueError("a checkpoint leaves nothing to seed or init: give one or the other")
+        staging = Staging(device, dtype, initialize=checkpoint is None)
+        with _same_randomness_after(only_on_failure=True):
+            for call in self._calls:
+                if is_pending(call.module):
+                    key = None if seed is None else initialization.keyed_seed(seed, call.path)
+                    with _naming(call.path, call.module):
+                        staging.add(call.module, call.args, call.kwargs, key, init)
+            if checkpoint is None:
+                staging.commit(self.model)
+            else:
+                checkpoints.fill(self.model, checkpoint, staging)
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(show_footer=True)
+        totals = self.totals
+        for name in ("path", "layer", "input", "output"):
+            table.add_column(name, footer="total" if name == "path" else "")
+        for name, total in totals.items():
+            title = "FLOPs" if name == "flops" else name
+            table.add_column(title, justify="right", footer=f"{total:,}")
+        for row in self.rows:
+            numbers = (
+                f"{getattr(row, name) or '':,}" if getattr(row, name) else "" for name in totals
+            )
+            table.add_row(row.path, row.layer, _shapes(row.inputs), _shapes(row.outputs), *numbers)
+        text = StringIO()
+        Console(file=text, width=200, color_system=None, markup=False).print(table)
+        if self.unvisited:
+            text.write(f"not reached, still lazy: {', '.join(self.unvisited)}\n")
+        return text.getvalue().rstrip("\n")
+
+    def __repr__(self) -> str:
+        params = self.totals["params"]
+        return f"<Trace of {type(self.model).__name__}: {len(self.rows)} calls, {params:,} params>"
+
+
+def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
+    """Run `model` on shapes alone: nothing is computed and nothing about the model changes.
+
+    The forward of a copy runs, whose tensors have no data; hooks run with it. What a forward
+    writes to a global variable is not undone.
+
+    Args:
+        model: any module; lazy ones, tlazy's or torch's, become known.
+        args, kwargs: as for calling `model`. A :class:`Spec`, a real or a meta tensor can stand
+            for each tensor, inside of lists, tuples and dicts too.
+
+    Raises:
+        DataDependentError: where the forward branches on a tensor's values.
+        whatever the forward raises, with the path of the module added.
+
+    >>> import torch, tlazy
+    >>> from tlazy import nn
+    >>> net = nn.Sequential(nn.LazyConv1d(8, 3), torch.nn.Flatten(), nn.LazyLinear(2))
+    >>> plan = tlazy.trace(net, tlazy.Spec(4, 5, 12))
+    >>> plan
+    <Trace of Sequential: 4 calls, 290 params>
+    >>> net[2].in_features
+    0
+    """
+    with (
+        temporarily_clear_interpreter_stack(),
+        _disable_current_modes(),
+        _same_randomness_after(),
+    ):
+        return _Tracer(model, (args, kwargs)).run(args, kwargs)
+
+
+def materialize(
+    model: torch.nn.Module,
+    *args: Any,
+    seed: int | None = None,
+    init: Callable[[torch.nn.Module], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> Trace:
+    """Trace `model` on an example input and create all its parameters, all or nothing.
+
+    Args:
+        args, kwargs: the example, as for :func:`trace`.
+        seed, init, checkpoint, device, dtype: as for :meth:`Trace.materialize`.
+
+    Returns:
+        the trace.
+
+    >>> import torch, tlazy
+    >>> net = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3), torch.nn.LazyBatchNorm2d())
+    >>> plan = tlazy.materialize(net, tlazy.Spec(2, 3, 8, 8), seed=0)
+    >>> net[1]
+    BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
+    plan = trace(model, *args, **kwargs)
+    plan.materialize(seed, init, checkpoint, device, dtype)
+    return plan
+
+
+class _Tracer:
+    """Runs a shadow of `model` under fake tensors and writes down what happens."""
+
+    def __init__(self, model: torch.nn.Module, inputs: Any) -> None:
+        self.model = model
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.home = _home_device(model, inputs)
+        self.rows: list[Row] = []
+        self.calls: list[_LazyCall] = []
+        self.stack: list[tuple[Row, torch.nn.Module]] = []
+        self.counted: set[int] = set()
+        self.shapes = Staging(device="meta", initialize=False)
+        self.shadow = Shadow(model, self._fake)
+        for module in self.shadow.modules():
+            module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+            module.register_forward_hook(self._leave)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+        args, kwargs = tree_map(self._fake, (args, kwargs))
+        try:
+            with self.fake, _FlopCounter(self._count):
+                output = self.shadow.root(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise DataDependentError(
+                f"the forward of {self._place()} depends on the values of a tensor ({error}), "
+                "which a trace does not have"
+            ) from error
+        except Exception as error:
+            _add_place(error, self._place())
+            raise
+        return Trace(self.model, self.rows, self._meta(output), self.calls)
+
+    def _fake(self, value: Any) -> Any:
+        """The fake of a tensor or a Spec; a placeholder stays one; anything else is itself."""
+        if isinstance(value, Tensor) and is_lazy(value):
+            return blank(value, value.device, value.dtype)
+        if isinstance(value, Tensor) and not value.is_meta and not _is_wrapped(value):
+            return self.fake.from_tensor(value, static_shapes=True)
+        if isinstance(value, (Tensor, Spec)):
+            device = self.home if value.device.type == "meta" else value.device
+            with self.fake:
+                empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+            if isinstance(value, Parameter):
+                return Parameter(empty, value.requires_grad)
+            return empty.requires_grad_(getattr(value, "requires_grad", False))
+        return value
+
+    def _enter(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        row = Row(self.shadow.path(module), type(module).__name__, _sizes((args, kwargs)))
+        self.stack.append((row, module))
+        self.rows.append(row)
+        if is_pending(module):
+            self._infer(module, args, kwargs)
+            row.layer = type(module).__name__
+        own = [p for p in module._parameters.values() if p is not None]
+        row.bytes = sum(p.nbytes for p in own if not is_lazy(p))
+        if not module._modules:
+            row.bytes += _nbytes((args, kwargs))
+        fresh = [p for p in own if not is_lazy(p) and id(p) not in self.counted]
+        row.params = sum(p.numel() for p in fresh)
+        self.counted.update(map(id, fresh))
+
+    def _infer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Give a lazy module of the shadow its shapes, and remember the call for the real one."""
+        args, kwargs = self._meta((args, kwargs))
+        self.calls.append(
+            _LazyCall(self.shadow.path(module), self.shadow.original(module), args, kwargs)
+        )
+        placeholders = {**module._parameters, **module._buffers}
+        twin = self.shapes.add(module, args, kwargs)
+        for name, value in {**twin._parameters, **twin._buffers}.items():
+            placeholder = placeholders.get(name)
+            if placeholder is None or not is_lazy(placeholder) or value is None:
+                continue
+            fake = self._on(value, placeholder.device)
+            self.shadow.replace(placeholder, fake)
+        for name, value in twin.__dict__.items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                module.__dict__[name] = value
+        module.__class__ = type(twin)
+        module.__dict__.pop("_initialize_hook", None)
+
+    def _on(self, value: Tensor, device: torch.device) -> Tensor:
+        with _disable_current_modes():
+            device = self.home if device.type == "meta" else device
+            with self.fake:
+                fake = torch.empty(value.shape, dtype=value.dtype, device=device)
+            if isinstance(value, Parameter):
+                return Parameter(fake, value.requires_grad)
+            return fake
+
+    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        # A forward may have caught what a module inside of it raised: that one never left.
+        while self.stack.pop()[1] is not module:
+            pass
+        row = next(row for row in reversed(self.rows) if row.path == self.shadow.path(module))
+        row.outputs = _sizes(output)
+        if not module._modules:
+            row.bytes += _nbytes(output)
+
+    def _count(self, flops: int) -> None:
+        if self.stack:
+            self.stack[-1][0].flops += flops
+
+    def _meta(self, tree: Any) -> Any:
+        def convert(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return torch.empty_strided(
+                value.shape, value.stride(), dtype=value.dtype, device="meta"
+            )
+
+        with _disable_current_modes():
+            return tree_map(convert, tree)
+
+    def _place(self) -> str:
+        if not self.stack:
+            return type(self.model).__name__
+        return _named(*((row := self.stack[-1][0]).path, row.layer))
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Counts by torch's own formulas; FlopCounterMode itself would put hooks on every module."""
+
+    def __init__(self, count: Callable[[int], None]) -> None:
+        from torch.utils.flop_counter import flop_registry
+
+        super().__init__()
+        self.count = count
+        self.formulas = flop_registry
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "prim":  # attributes such as x.device: the fake tensor knows
+            return NotImplemented
+        kwargs = kwargs or {}
+        formula = self.formulas.get(func._overloadpacket)
+        if formula is None:
+            # In inference mode compound operators arrive whole.
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.count(int(formula(*args, **kwargs, out_val=out)))
+        return out
+
+
+@contextmanager
+def _same_randomness_after(only_on_failure: bool = False) -> Iterator[None]:
+    """Put Python's, NumPy's and torch's CPU generators back to where they are now."""
+    import numpy
+
+    states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if failed or not only_on_failure:
+            random.setstate(states[0])
+            numpy.random.set_state(states[1])
+            torch.default_generator.set_state(states[2])
+
+
+@contextmanager
+def _naming(path: str, module: torch.nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        _add_place(error, _named(path, type(module).__name__))
+        raise
+
+
+def _named(path: str, layer: str) -> str:
+    return f"{path} ({layer})" if path else layer
+
+
+def _add_place(error: Exception, place: str) -> None:
+    """Say in the message where an error came from; the exception stays the one it is."""
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n  in {place}; no parameter has been created or changed",)
+
+
+def _home_device(model: torch.nn.Module, inputs: Any) -> torch.device:
+    """Where tensors of the meta device are taken to be: with the first one that is elsewhere."""
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, (Tensor, Spec))]
+    tensors += [*model.parameters(), *model.buffers()]
+    elsewhere = (t.device for t in tensors if t.device.type != "meta")
+    return next(elsewhere, torch.device("cpu"))
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _sizes(tree: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _nbytes(tree: Any) -> int:
+    leaves = tree_leaves(tree)
+    return sum(
+        prod(leaf.shape) * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor)
+    )
+
+
+def _shapes(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) or "scalar" for shape in shapes)
