@@ -3,11 +3,6 @@ import torch
 
 
 @pytest.fixture
-def device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture
 def exact_fp32():
     """PyTorch's switches at float32's full accuracy, which the kernels follow."""
     switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]

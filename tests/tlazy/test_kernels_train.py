@@ -1,0 +1,31 @@
+"""The kernels train the network that ships, not just compute: forward, backward, update, repeat."""
+
+import pytest
+import torch
+
+import tlazy
+from tlazy.models import fcn
+
+STEPS = 20
+
+
+def losses(backend: str, device: str) -> list[float]:
+    """Training losses of the FCN on random series, all random numbers alike in every call."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(STEPS, 4, 1, 24), torch.randint(2, (STEPS, 4))
+    net = fcn(2).to(device)
+    tlazy.materialize(net, x[0].to(device))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    seen = []
+    with tlazy.backend(backend):
+        for batch, target in zip(x.to(device), labels.to(device), strict=True):
+            loss = torch.nn.functional.cross_entropy(net(batch), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.append(loss.item())
+    return seen
+
+
+def test_twenty_steps_by_the_kernels_follow_atens_losses(device, exact_fp32):
+    assert losses("triton", device) == pytest.approx(losses("aten", device), abs=1e-4)
