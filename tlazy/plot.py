@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from tlazy.errors import UserError
 from tlazy.files import replacing
@@ -33,7 +33,10 @@ def draw(
     Raises:
         UserError: where the folder cannot be written.
     """
-    title = f"{run.config.name} · {run.config.options.model} · test accuracy {accuracy:.1%}"
+    options = run.config.options
+    title = f"{run.config.name} · {options.model} · test accuracy {accuracy:.1%}"
+    if len(history) < options.epochs:
+        title += f"\ninterrupted after epoch {len(history)} of {options.epochs}"
     _save(_curves(history, title, run.config), run.path / "curves.png")
     _save(_confusion(counts, title, run.config), run.path / "confusion.png")
 
@@ -47,7 +50,11 @@ def _curves(history: Sequence[Mapping[str, Any]], title: str, config: Config) ->
     loss.set_ylabel("cross-entropy")
     if history:
         loss.set_yscale("log")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        loss.yaxis.set_major_formatter("{x:g}")
+        loss.yaxis.set_minor_formatter(NullFormatter())
+    accuracy.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.set_ylabel("accuracy")
     accuracy.legend(loc="lower right", frameon=False)
     _small_print(figure, config)

@@ -267,11 +267,11 @@ def _train_epochs(trainer: Trainer, run: Run, stop: threading.Event, display: Di
         while len(trainer.history) < trainer.options.epochs:
             row = trainer.run_epoch(stop)
             boundary = trainer.state()
-            display.epoch(row, trainer.options.epochs)
             now = time.perf_counter()
             if now - last > saved / SAVING_SHARE:
                 run.save(boundary, trainer.net)
                 last, saved = time.perf_counter(), time.perf_counter() - now
+            display.epoch(row, trainer.options.epochs)
     except BaseException:
         trainer.restore(boundary)
         run.save(boundary, trainer.net)
