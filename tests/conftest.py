@@ -26,8 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "thorough: takes minutes; runs only with -m thorough")
     config.addinivalue_line("markers", "emulated: needs ttsem, which pretends the GPU")
     # Overflow and NaN are tested on purpose; the interpreter's numpy warns of them.
-    ignored = "ignore::RuntimeWarning:triton.runtime.interpreter"
-    config.addinivalue_line("filterwarnings", ignored)
+    for module in ("triton.runtime.interpreter", "numpy"):
+        config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{module}")
     config.addinivalue_line("markers", "compiles: compiles offline, where the kernels are not run")
 
 

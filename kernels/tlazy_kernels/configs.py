@@ -32,7 +32,8 @@ def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
 
     Args:
         itemsize: bytes of an operand's element. Those of 4 are split into three tf32 parts in
-            registers; tiles of more than 64 x 64 then spill on sm_80 and gfx942.
+            registers; tiles of more than 64 x 64 then spill on sm_80 and gfx942. So do tiles with
+            long sides in 4 warps, narrow as they may be: a side costs addresses.
     """
     block_rows = _tile(rows, 128 if itemsize < 4 else 64)
     block_cols = _tile(cols, 128 if block_rows <= 64 and itemsize < 4 else 64)
@@ -40,7 +41,7 @@ def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
         rows=block_rows,
         cols=block_cols,
         depth=_tile(depth, 32),
-        num_warps=8 if block_rows * block_cols * itemsize >= 16384 else 4,
+        num_warps=8 if max(block_rows, block_cols) * itemsize >= 256 else 4,
     )
 
 

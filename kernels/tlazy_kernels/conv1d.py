@@ -370,6 +370,8 @@ def _correlate(
     config: TileConfig | None,
 ) -> Tensor:
     """The weight gradient, of `shape` (C_out, C_in / groups, K): one product per tap."""
+    if 0 in shape:
+        return grad.new_empty(shape)
     out_channels, group_in, taps = shape
     batch, _, out_length = grad.shape
     groups = x.shape[1] // group_in
@@ -379,8 +381,6 @@ def _correlate(
     tiles = triton.cdiv(group_out, config.rows) * triton.cdiv(group_in, config.cols) * taps * groups
     splits, rows_per_split = split_rows(rows, tiles, config.depth)
     out = grad.new_empty((splits, *shape), dtype=grad.dtype if splits == 1 else torch.float32)
-    if out.numel() == 0:
-        return out[0]
     with torch.cuda.device_of(x):
         _conv1d_grad_weight_kernel[(tiles, splits)](
             grad,

@@ -141,7 +141,7 @@ def recorded(hip: bool) -> Iterator[list[Launch]]:
         stack.enter_context(mock.patch.object(JITFunction, "run", run))
         stack.enter_context(mock.patch.object(torch.version, "hip", "6.0" if hip else None))
         for module in (activations, conv1d, linear):
-            stack.enter_context(mock.patch.object(module, "check_device", lambda x: None))
+            stack.enter_context(mock.patch.object(module, "check_device", return_value=None))
         yield launches
 
 

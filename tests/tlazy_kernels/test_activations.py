@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tlazy_kernels.agreement import (
+    DTYPES,
+    SMALL,
+    TOLERANCES,
+    assert_agrees,
+    assert_close,
+    bits,
+    exact,
+    random,
+    spread,
+)
+from tlazy_kernels import reference
+from tlazy_kernels.activations import NEEDS_PREACTIVATION, epilogue_backward
+from tlazy_kernels.linear import linear_forward
+
+NAMES = tuple(reference.ACTIVATIONS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_activation = pytest.mark.parametrize("activation", NAMES)
+
+
+def saved_for(activation: str | None, z: torch.Tensor) -> torch.Tensor | None:
+    """What the backward pass reads of a forward pass: z, or y = act(z), in z's dtype."""
+    if activation is None or activation in NEEDS_PREACTIVATION:
+        return None if activation is None else z
+    return reference.ACTIVATIONS[activation](z.float()).to(z.dtype)
+
+
+def forward(z: torch.Tensor, activation: str) -> torch.Tensor:
+    """act(z) by a kernel: the epilogue of a product with nothing to sum."""
+    empty = z.new_empty(1, 0), z.new_empty(z.numel(), 0)
+    return linear_forward(*empty, z, activation=activation, config=SMALL)[0][0]
+
+
+@every_dtype
+@pytest.mark.parametrize("activation", (None, *NAMES))
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("shape", [(2, 19, 21), (40, 33, 1), (1, 1, 1), (3, 1, 50)], ids=str)
+def test_the_backward_pass_agrees(shape, bias, activation, dtype, device):
+    grad = random(*shape, dtype=dtype, device=device)
+    z = random(*shape, dtype=dtype, device=device, seed=1)
+    assert_agrees(epilogue_backward, grad, saved_for(activation, z), activation, bias=bias)
+
+
+@every_dtype
+def test_default_tiles_agree_where_there_are_several(dtype, device):
+    grad, z = (random(3, 40, 150, dtype=dtype, device=device, seed=i) for i in range(2))
+    assert_agrees(epilogue_backward, grad, z, "silu", bias=True, config=None)
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(0, 3, 5), (3, 0, 5), (3, 5, 0)], ids=str)
+def test_without_elements_the_bias_gradient_is_zero(shape, dtype, device):
+    grad = random(*shape, dtype=dtype, device=device)
+    assert_agrees(epilogue_backward, grad, grad, "relu", bias=True)
+    assert_agrees(epilogue_backward, grad, None, None, bias=True)
+
+
+@every_dtype
+@pytest.mark.parametrize("dims", [(0, 2, 1), (1, 0, 2), (2, 1, 0)], ids=str)
+def test_gradients_may_have_any_strides(dims, dtype, device):
+    grad, z = (random(3, 18, 20, dtype=dtype, device=device, seed=i) for i in range(2))
+    assert_agrees(epilogue_backward, spread(grad, dims), z, "gelu", bias=True)
+    assert_agrees(epilogue_backward, grad, spread(z, dims), "gelu", bias=True)
+
+
+@every_dtype
+def test_expanded_gradients_are_read_with_stride_zero(dtype, device):
+    z = random(3, 18, 20, dtype=dtype, device=device)
+    grad = random(1, 1, 1, dtype=dtype, device=device).expand(z.shape)
+    assert_agrees(epilogue_backward, grad, z, "gelu_tanh", bias=True)
+    assert_agrees(epilogue_backward, grad, None, None, bias=True)
+
+
+@every_dtype
+@every_activation
+def test_nan_and_infinity_pass_as_in_aten(activation, dtype, device):
+    """Compared in float64: ATen's float32 gelu(inf) is NaN on the CPU, and there alone."""
+    special = [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 60000.0, -60000.0, 1e-7, -1e-7, 20, -20]
+    z = torch.tensor(special, dtype=dtype, device=device)
+    assert_close(forward(z, activation), reference.ACTIVATIONS[activation](exact(z)))
+    z, grad = (t.reshape(1, 1, -1) for t in torch.meshgrid(z, z[:6], indexing="ij"))
+    saved = saved_for(activation, z)
+    assert_agrees(epilogue_backward, grad, saved, activation, bias=False)
+
+
+@every_activation
+def test_float32_is_exact_for_small_and_large_inputs(activation, device):
+    """Elementwise: no cancellation near 0, where a norm over all inputs would hide it."""
+    for size in (1e-30, 1e-6, 1e-3, 0.1, 0.24, 0.26, 1.0, 3.0):
+        z = torch.linspace(-size, size, 33).to(device)
+        expected = reference.ACTIVATIONS[activation](exact(z))
+        error = (exact(forward(z, activation)) - expected).abs().max()
+        assert error <= TOLERANCES[torch.float32].relative * expected.abs().max()
+
+
+@every_activation
+def test_results_are_bitwise_the_same_twice(activation, device):
+    grad, z = (random(40, 5, 20, dtype=torch.float32, device=device, seed=i) for i in range(2))
+    first, second = (
+        epilogue_backward(grad, z, activation, bias=True, config=SMALL) for _ in range(2)
+    )
+    assert torch.equal(bits(first[0]), bits(second[0]))
+    assert torch.equal(bits(first[1]), bits(second[1]))
+
+
+@every_dtype
+def test_elements_beyond_two_billion_are_found(dtype, device, vast):
+    grad, z = (random(2, 3, 5, dtype=dtype, device=device, seed=i) for i in range(2))
+    found = epilogue_backward(vast(grad), vast(z), "silu", bias=True)
+    expected = epilogue_backward(grad, z, "silu", bias=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@every_activation
+def test_the_twin_has_the_derivative_that_autograd_finds(activation):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(2, 3, 20, dtype=torch.float64, generator=generator).requires_grad_()
+    grad = torch.randn(z.shape, dtype=torch.float64, generator=generator)
+    y = reference.ACTIVATIONS[activation](z)
+    (expected,) = torch.autograd.grad(y, z, grad)
+    saved = z if activation in NEEDS_PREACTIVATION else y
+    found, bias = reference.epilogue_backward(grad, saved.detach(), activation, bias=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(bias, expected.sum((0, 2)))
+
+
+@every_activation
+def test_the_activations_have_the_derivatives_that_finite_differences_find(activation):
+    z = torch.linspace(-2.9, 2.9, 18, dtype=torch.float64).requires_grad_()  # without 0
+    assert torch.autograd.gradcheck(reference.ACTIVATIONS[activation], z)

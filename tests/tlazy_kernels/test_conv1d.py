@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tlazy_kernels.agreement import DTYPES, SMALL, assert_agrees, bits, exact, random, spread
+from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree
+from tlazy_kernels import reference
+from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
+
+ACTIVATIONS = (None, *reference.ACTIVATIONS)
+
+CASES = [
+    Convolution(1, 2, 1, 1, 1),  # one sample, one tap
+    Convolution(2, 3, 5, 7, 1),  # pointwise
+    Convolution(3, 5, 2, 63, 3),  # fewer filters than channels
+    Convolution(2, 17, 18, 40, 3, padding=(1, 1)),
+    Convolution(2, 3, 20, 25, 8, padding=(3, 4)),  # "same" of an even kernel
+    Convolution(2, 20, 3, 21, 4, padding=(6, 0), dilation=2),  # causal
+    Convolution(1, 2, 3, 20, 3, padding=(0, 9)),
+    Convolution(2, 4, 6, 31, 3, stride=2, padding=(1, 1)),
+    Convolution(2, 2, 3, 41, 5, stride=3, padding=(2, 0)),
+    Convolution(2, 3, 2, 30, 2, stride=5),  # samples that no tap reads
+    Convolution(1, 4, 4, 50, 4, stride=2, padding=(3, 5), dilation=3),
+    Convolution(2, 2, 5, 4, 9, padding=(4, 4)),  # kernel longer than the input
+    Convolution(2, 3, 2, 1, 7, padding=(3, 3)),  # one sample, all else padding
+    Convolution(2, 3, 2, 3, 2, padding=(9, 9), dilation=4),  # outputs of padding alone
+    Convolution(1, 3, 4, 12, 12),  # one output
+    Convolution(2, 6, 4, 23, 3, padding=(1, 1), groups=2),
+    Convolution(2, 10, 15, 18, 2, groups=5),
+    Convolution(1, 34, 36, 17, 2, groups=2),  # groups of several tiles
+    Convolution(1, 6, 9, 29, 4, stride=2, padding=(2, 1), dilation=2, groups=3),
+    Convolution(0, 3, 4, 10, 3, padding=(1, 1)),  # no samples in the batch
+]
+
+pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("config", [SMALL, None], ids=["small tiles", "default tiles"])
+def test_all_three_agree_for_every_setting(case, config, dtype, device):
+    assert_all_agree(case, case.operands(dtype, device), config)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+def test_forward_agrees_for_every_activation_with_and_without_bias(
+    activation, with_bias, dtype, device
+):
+    case = Convolution(2, 3, 19, 20, 3, padding=(1, 1))
+    x, weight, bias, _ = case.operands(dtype, device)
+    assert_agrees(
+        conv1d_forward,
+        x,
+        weight,
+        bias if with_bias else None,
+        *case.settings,
+        activation=activation,
+        save_preactivation=with_bias,
+    )
+
+
+def test_tiles_may_be_of_unequal_sides(dtype, device):
+    case = Convolution(2, 40, 20, 30, 3, stride=2, padding=(1, 2))
+    assert_all_agree(case, case.operands(dtype, device), TileConfig(rows=64, cols=16, depth=32))
+    assert_all_agree(case, case.operands(dtype, device), TileConfig(rows=16, cols=32, depth=16))
+
+
+def test_default_tiles_agree_where_there_are_several(dtype, device):
+    case = Convolution(5, 40, 70, 31, 2, padding=(1, 0))
+    assert_all_agree(case, case.operands(dtype, device), None, "silu")
+
+
+def test_the_weight_gradient_sums_its_splits(dtype, device):
+    case = Convolution(7, 2, 3, 33, 2, padding=(1, 1))
+    x, _, _, grad = case.operands(dtype, device)
+    assert 7 * case.out_length > 3 * 4 * SMALL.depth  # three splits at least
+    assert_agrees(conv1d_grad_weight, grad, x, 2, *case.settings)
+
+
+@pytest.mark.parametrize(
+    "dims", [(0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0)], ids=["NCL", "NLC", "CLN", "LCN"]
+)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_operands_may_have_any_memory_layout(dims, groups, dtype, device):
+    case = Convolution(3, 4, 6, 19, 3, stride=2, padding=(1, 2), groups=groups)
+    x, weight, bias, grad = case.operands(dtype, device)
+    x, weight, grad = (spread(t, dims) for t in (x, weight, grad))
+    assert_all_agree(case, (x, weight, spread(bias, (0,)), grad))
+
+
+def test_batch_length_channel_arrays_may_be_passed_as_transposed_views(dtype, device):
+    case = Convolution(2, 18, 20, 21, 3, padding=(1, 1))
+    x, weight, bias, grad = case.operands(dtype, device)
+    x, grad = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x, grad))
+    assert_all_agree(case, (x, weight, bias, grad), None)
+
+
+@pytest.mark.parametrize("ones", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_expanded_gradients_are_read_with_stride_zero(ones, dtype, device):
+    case = Convolution(3, 4, 6, 19, 3, padding=(1, 1), groups=2)
+    x, weight, bias, grad = case.operands(dtype, device)
+    shape = [1 if d in ones else size for d, size in enumerate(grad.shape)]
+    grad = random(*shape, dtype=dtype, device=device).expand(grad.shape)
+    assert_all_agree(case, (x, weight, bias, grad))
+
+
+def test_infinite_and_nan_samples_reach_the_outputs_that_read_them_and_no_others(dtype, device):
+    """The samples beside them in a tile are padding, or belong to other rows and groups."""
+    case = Convolution(3, 6, 5, 9, 3, padding=(2, 1), groups=1)
+    x, weight, bias, grad = case.operands(dtype, device)
+    x[0, 1, 0], x[1, 0, 8], x[2, 5, 4] = torch.inf, -torch.inf, torch.nan
+    grad[0, 1, 4], grad[1, 0, 5], grad[2, 4, 3] = torch.inf, -torch.inf, torch.nan
+    for activation in (None, "relu", "gelu", "sigmoid", "tanh"):
+        assert_all_agree(case, (x, weight, bias, grad), activation=activation)
+    assert conv1d_forward(x, weight, None, *case.settings)[0][0, :, 3:].isfinite().all()
+
+
+def test_a_batch_without_samples_has_a_weight_gradient_of_zero(dtype, device):
+    case = Convolution(0, 3, 4, 10, 3)
+    x, _, _, grad = case.operands(dtype, device)
+    found = conv1d_grad_weight(grad, x, 3, *case.settings)
+    assert found.shape == (4, 3, 3)
+    assert (found == 0).all()
+
+
+def test_no_input_channels_leave_the_bias(dtype, device):
+    x, weight, bias, grad = Convolution(2, 0, 4, 10, 3).operands(dtype, device)
+    y, _ = conv1d_forward(x, weight, bias, config=SMALL)
+    assert torch.equal(y, bias[None, :, None].expand(2, 4, 8))
+    assert conv1d_grad_input(grad, weight, 10).shape == (2, 0, 10)
+    assert conv1d_grad_weight(grad, x, 3).shape == (4, 0, 3)
+
+
+def test_results_are_bitwise_the_same_twice(dtype, device):
+    case = Convolution(5, 3, 20, 30, 3, padding=(1, 1))
+    x, weight, bias, grad = case.operands(dtype, device)
+    for call in (
+        lambda: conv1d_forward(x, weight, bias, *case.settings, activation="silu", config=SMALL)[0],
+        lambda: conv1d_grad_input(grad, weight, 30, *case.settings, config=SMALL),
+        lambda: conv1d_grad_weight(grad, x, 3, *case.settings, config=SMALL),
+    ):
+        assert torch.equal(bits(call()), bits(call()))
+
+
+@pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
+def test_elements_beyond_two_billion_are_found(groups, dtype, device, vast):
+    """Sample 1 of the batch lies 2**31 elements behind sample 0."""
+    case = Convolution(2, 4, 4, 9, 3, padding=(1, 1), groups=groups)
+    x, weight, bias, grad = case.operands(dtype, device)
+    calls = (
+        lambda x, grad: conv1d_forward(x, weight, bias, *case.settings)[0],
+        lambda x, grad: conv1d_grad_input(grad, weight, 9, *case.settings),
+        lambda x, grad: conv1d_grad_weight(grad, x, 3, *case.settings),
+    )
+    far = vast(x), vast(grad)
+    for call in calls:
+        torch.testing.assert_close(call(*far), call(x, grad), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("groups", [1, 3], ids=["dense", "depthwise"])
+def test_a_filter_may_lie_apart_further_than_int32_reaches(groups, dtype, device, vast):
+    """Tap 1 lies 2**31 elements behind tap 0."""
+    case = Convolution(2, 3, 3, 9, 2, padding=(1, 0), groups=groups)
+    x, weight, bias, _ = case.operands(dtype, device)
+    far = vast(weight.permute(2, 0, 1)).permute(1, 2, 0)
+    found = conv1d_forward(x, far, bias, *case.settings)[0]
+    expected = conv1d_forward(x, weight, bias, *case.settings)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Convolution:
+    groups = draw(st.integers(1, 3))
+    taps, dilation = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    padding = draw(st.tuples(st.integers(0, 7), st.integers(0, 7)))
+    reach = dilation * (taps - 1) + 1
+    shortest = max(1, reach - sum(padding))
+    return Convolution(
+        batch=draw(st.integers(0, 3)),
+        in_channels=groups * draw(st.integers(1, 18)),
+        out_channels=groups * draw(st.integers(1, 18)),
+        length=draw(st.integers(shortest, shortest + 20)),
+        taps=taps,
+        stride=draw(st.integers(1, 4)),
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+
+
+@given(case=convolutions(), activation=st.sampled_from(ACTIVATIONS), with_bias=st.booleans())
+def test_all_three_agree_for_arguments_found_by_search(case, activation, with_bias, dtype, device):
+    _search(case, activation, with_bias, dtype, device)
+
+
+@pytest.mark.thorough
+@given(case=convolutions(), activation=st.sampled_from(ACTIVATIONS), with_bias=st.booleans())
+def test_all_three_agree_for_arguments_found_by_a_long_search(
+    case, activation, with_bias, dtype, device
+):
+    _search(case, activation, with_bias, dtype, device)
+
+
+def _search(case, activation, with_bias, dtype, device):
+    x, weight, bias, grad = case.operands(dtype, device)
+    operands = x, weight, bias if with_bias else None, grad
+    assert_all_agree(case, operands, activation=activation)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_twin_is_torchs_convolution_and_its_gradients(case, dtype, device):
+    del dtype, device  # the twin is proven in float64, where the comparison is exact
+    x, weight, bias, grad = (exact(t) for t in case.operands(torch.float32, "cpu"))
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    y = F.conv1d(F.pad(x, case.padding), weight, bias, case.stride, 0, case.dilation, case.groups)
+    expected = torch.autograd.grad(y, leaves, grad)
+    found = (
+        reference.conv1d_forward(x, weight, bias, *case.settings)[0],
+        reference.conv1d_grad_input(grad, weight, case.length, *case.settings),
+        reference.conv1d_grad_weight(grad, x, case.taps, *case.settings),
+        reference.epilogue_backward(grad, None, None, bias=True)[1],
+    )
+    torch.testing.assert_close(found, (y, *expected))
