@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -226,6 +227,8 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
         temporarily_clear_interpreter_stack(),
         _disable_current_modes(),
         _same_randomness_after(),
+        _unseen_by_checkpointing(),
+        _quiet_fake_tensors(),
     ):
         return _Tracer(model, (args, kwargs)).run(args, kwargs)
 
@@ -354,10 +357,9 @@ class _Tracer:
             return fake
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        # A forward may have caught what a module inside of it raised: that one never left.
-        while self.stack.pop()[1] is not module:
-            pass
-        row = next(row for row in reversed(self.rows) if row.path == self.shadow.path(module))
+        row, entered = self.stack.pop()
+        while entered is not module:  # a forward has caught what a module inside of it raised
+            row, entered = self.stack.pop()
         row.outputs = _sizes(output)
         if not module._modules:
             row.bytes += _nbytes(output)
@@ -427,6 +429,36 @@ def _same_randomness_after(only_on_failure: bool = False) -> Iterator[None]:
             random.setstate(states[0])
             numpy.random.set_state(states[1])
             torch.default_generator.set_state(states[2])
+
+
+@contextmanager
+def _quiet_fake_tensors() -> Iterator[None]:
+    """Keep fake tensors from logging the exceptions that they raise."""
+    logger = logging.getLogger(FakeTensor.__module__)
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+@contextmanager
+def _unseen_by_checkpointing() -> Iterator[None]:
+    """Hide what the trace saves for backward: activation checkpointing counts such tensors."""
+    autograd: Any = torch._C._autograd
+    if not autograd._saved_tensors_hooks_is_enabled():  # as inside of torch.func.grad
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+        yield
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @contextmanager

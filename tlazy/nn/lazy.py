@@ -25,6 +25,11 @@ from tlazy import init
 _materializing = threading.RLock()
 
 
+_NO_SHAPE = (
+    "this parameter or buffer of a lazy module has no shape yet: "
+    "call tlazy.materialize(model, example_input)"
+)
+
 # torch's stubs leave it out.
 _TorchPlaceholder: Any = torch.nn.parameter.UninitializedTensorMixin  # type: ignore[attr-defined]
 
@@ -67,17 +72,28 @@ class _Placeholder(_TorchPlaceholder):
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in cls._conversions:
-            with torch._C.DisableTorchFunctionSubclass():
-                converted = func(*args, **(kwargs or {}))
-            return args[0]._like(converted)
-        return super().__torch_function__(func, types, args, kwargs)
+            # Only dtype and device matter, and a plain tensor of those converts like any other.
+            plain = torch.empty(0, dtype=args[0].dtype, device=args[0].device)
+            return args[0]._like(func(plain, *args[1:], **(kwargs or {})))
+        try:
+            return super().__torch_function__(func, types, args, kwargs)
+        except ValueError as error:
+            raise ValueError(f"{_NO_SHAPE}; {getattr(func, '__name__', func)} needs one") from error
+
+    @property
+    def shape(self) -> Any:
+        raise RuntimeError(_NO_SHAPE)
 
 
-class UninitializedParameter(_Placeholder, torch.nn.parameter.UninitializedParameter):
+class UninitializedParameter(  # type: ignore[override]
+    _Placeholder, torch.nn.parameter.UninitializedParameter
+):
     """A parameter whose shape is not known yet."""
 
 
-class UninitializedBuffer(_Placeholder, torch.nn.parameter.UninitializedBuffer):
+class UninitializedBuffer(  # type: ignore[override]
+    _Placeholder, torch.nn.parameter.UninitializedBuffer
+):
     """A buffer whose shape is not known yet."""
 
     def _like(self, data: Any) -> Any:
@@ -127,7 +143,7 @@ class LazyModuleMixin(torch.nn.modules.lazy.LazyModuleMixin):
     def reset_parameters(self) -> None:
         """Initialize from the seed drawn at construction; a no-op while shapes are unknown."""
         seed = getattr(self, "_seed", None)
-        if self.has_uninitialized_params() or self.weight.numel() == 0:  # type: ignore[misc]
+        if self.has_uninitialized_params() or len(self.weight) == 0:  # type: ignore[misc]
             return
         if seed is None:  # a subclass that has kept its class
             super().reset_parameters()  # type: ignore[misc]
@@ -185,6 +201,7 @@ def _adopt_placeholders(module: torch.nn.Module) -> None:
             tensor.__class__ = UninitializedBuffer
 
 
+@torch._disable_dynamo  # under torch.compile the first call runs outside of the graph
 def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
     """Forward pre-hook: trace `module` on its first input and materialize everything below it.
 

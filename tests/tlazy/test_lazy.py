@@ -1,0 +1,501 @@
+import copy
+import gc
+import io
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+import tlazy
+from tests.tlazy.snapshot import snapshot
+from tlazy import nn
+
+
+def fcn():
+    return nn.Sequential(
+        nn.LazyConv1d(6, 5, padding="same"),
+        torch.nn.LazyBatchNorm1d(),
+        torch.nn.ReLU(),
+        nn.LazyConv1d(4, 3, padding="causal", activation="relu"),
+        torch.nn.AdaptiveAvgPool1d(1),
+        torch.nn.Flatten(),
+        nn.LazyLinear(3),
+    )
+
+
+def series(batch=2, channels=3, length=17):
+    return torch.randn(batch, channels, length, generator=torch.Generator().manual_seed(1))
+
+
+def hooks_of(model):
+    return [
+        hook
+        for module in model.modules()
+        for hook in (
+            *module._forward_pre_hooks.values(),
+            *module._load_state_dict_pre_hooks.values(),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "x"),
+    [
+        (nn.LazyLinear(4), torch.nn.LazyLinear(4), torch.ones(2, 3)),
+        (nn.LazyLinear(4, bias=False), torch.nn.LazyLinear(4, bias=False), torch.ones(3)),
+        (nn.LazyConv1d(4, 3), torch.nn.LazyConv1d(4, 3), torch.ones(2, 6, 9)),
+        (
+            nn.LazyConv1d(4, 3, 2, 1, 2, 2, False, "circular"),
+            torch.nn.LazyConv1d(4, 3, 2, 1, 2, 2, False, "circular"),
+            torch.ones(6, 9),
+        ),
+    ],
+)
+def test_lazy_layers_show_what_torchs_show_before_and_after(ours, theirs, x):
+    ours, theirs = copy.deepcopy(ours), copy.deepcopy(theirs)
+    assert repr(ours) == repr(theirs)
+    assert isinstance(ours, torch.nn.modules.lazy.LazyModuleMixin)
+    assert ours.has_uninitialized_params()
+    assert isinstance(ours.weight, UninitializedParameter)
+    assert repr(ours.weight) == repr(theirs.weight)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert ours(x).shape == theirs(x).shape
+    assert repr(ours) == repr(theirs)
+    assert type(ours) in (nn.Linear, nn.Conv1d)
+    assert isinstance(ours, type(theirs))
+    assert ours.weight.shape == theirs.weight.shape
+    assert vars(ours).keys() - {"activation"} == vars(theirs).keys()
+    assert hooks_of(ours) == []
+
+
+def test_initialize_parameters_can_be_called_directly():
+    layer = nn.LazyLinear(4)
+    layer.initialize_parameters(torch.ones(2, 3))
+    assert not layer.has_uninitialized_params()
+    assert layer.weight.shape == (4, 3)
+    assert layer(torch.ones(2, 3)).shape == (2, 4)
+
+
+def test_the_first_call_materializes_the_whole_tree_and_leaves_no_hook():
+    net = fcn()
+    assert net(series()).shape == (2, 3)
+    kinds = [type(m) for m in net]
+    assert kinds[0] is kinds[3] is nn.Conv1d
+    assert kinds[1] is torch.nn.BatchNorm1d
+    assert kinds[6] is nn.Linear
+    assert (net[0].in_channels, net[1].num_features, net[6].in_features) == (3, 6, 4)
+    assert hooks_of(net) == []
+    assert int(net[1].num_batches_tracked) == 1
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList()
+        for _ in range(2):
+            self.layers.append(nn.LazyLinear(5))
+        self.conv = torch.nn.LazyConv2d(2, 3)
+        self.unused = nn.LazyLinear(1)
+        self.calls = []
+        self.count = 0
+
+    def forward(self, x, *, image, extra):
+        self.calls.append(1)
+        self.count += 1
+        for layer in self.layers:
+            x = layer(x)
+        return layer(x) + extra["bias"], self.conv(image)
+
+
+def branching_input():
+    return (torch.ones(2, 4),), {"image": torch.ones(1, 3, 6, 6), "extra": {"bias": 1.0}}
+
+
+def test_a_custom_forward_with_keywords_lists_and_shared_layers_is_traced_once():
+    net = Branching()
+    args, kwargs = branching_input()
+    out = net(*args, **kwargs)
+    assert out[0].shape == (2, 5)
+    assert (net.calls, net.count) == ([1], 1)
+    assert net.layers[0].in_features == 4
+    assert net.conv.in_channels == 3
+    assert net.unused.has_uninitialized_params()
+    assert net.unused(torch.ones(7)).shape == (1,)
+
+
+@pytest.mark.parametrize("width", [6, 3])
+@pytest.mark.parametrize("layer", range(4))
+def test_a_first_call_that_fails_at_any_layer_changes_nothing(layer, width):
+    class Breaks(torch.nn.Module):
+        def forward(self, x):
+            if broken:
+                raise ArithmeticError("here")
+            return x
+
+    parts = [nn.LazyLinear(width), torch.nn.LazyBatchNorm1d(), nn.LazyLinear(2)]
+    parts.insert(layer, Breaks())
+    net = nn.Sequential(*parts)
+    broken = True
+    before = snapshot(net)
+    with pytest.raises(ArithmeticError, match=rf"here\n  in {layer} \(Breaks\)"):
+        net(torch.ones(4, 5))
+    assert snapshot(net) == before
+    broken = False
+    assert net(torch.ones(4, 5)).shape == (4, 2)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_initializer_that_raises_at_any_layer_changes_nothing(error):
+    for fatal in range(4):
+        net = fcn()
+        before = snapshot(net)
+        seen = []
+
+        def init(module, seen=seen, fatal=fatal):
+            torch.rand(3)
+            seen.append(module)
+            if len(seen) > fatal:
+                raise error("stop")
+
+        with pytest.raises(error):
+            tlazy.materialize(net, series(), init=init)
+        assert snapshot(net) == before
+    assert net(series()).shape == (2, 3)
+
+
+def test_an_interrupt_at_any_line_of_the_commit_changes_nothing():
+    line = 0
+    while True:
+        line += 1
+        net = nn.Sequential(nn.LazyLinear(2), torch.nn.LazyBatchNorm1d())
+        plan = tlazy.trace(net, tlazy.Spec(4, 3))
+        before = snapshot(net)
+        countdown = iter(range(line))
+
+        def stop(frame, event, arg, countdown=countdown):
+            inside = frame.f_code.co_name in ("_fill", "_become", "_settle", "_disarm")
+            if not inside:
+                return stop
+            if event == "line" and next(countdown, None) is None:
+                raise KeyboardInterrupt
+            return stop
+
+        sys.settrace(stop)
+        try:
+            plan.materialize()
+        except KeyboardInterrupt:
+            sys.settrace(None)
+            assert snapshot(net) == before, f"at line {line}"
+            continue
+        finally:
+            sys.settrace(None)
+        break
+    assert line > 30
+    assert not any(map(is_lazy, net.parameters()))
+
+
+def test_a_lazy_layer_inside_someone_elses_tree_materializes_itself():
+    net = torch.nn.Sequential(nn.LazyLinear(4), torch.nn.Sequential(nn.LazyConv1d(2, 3)))
+    before = snapshot(net[1])
+    with pytest.raises(RuntimeError):  # the output is shorter than the kernel
+        net(torch.ones(3, 1, 1, 1))
+    assert snapshot(net[1])[0] == before[0]
+    assert net(torch.ones(3, 5, 1)).shape == (3, 2, 2)
+    assert hooks_of(net) == []
+
+
+def test_eight_threads_may_make_the_first_call():
+    script = """
+    import sys, threading, torch
+    from tlazy import nn
+    torch.set_num_threads(1)
+    sys.setswitchinterval(1e-6)
+    x = torch.randn(3, 16)
+    for run in range(8):
+        layers = [nn.LazyLinear(64), torch.nn.LazyBatchNorm1d().eval(), nn.LazyLinear(64)]
+        net = (nn if run % 2 else torch.nn).Sequential(*layers[:: 2 - run % 2])
+        start, outputs = threading.Barrier(8), [None] * 8
+        def call(i):
+            start.wait()
+            outputs[i] = net(x)
+        threads = [threading.Thread(target=call, args=(i,)) for i in range(8)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        assert all(torch.equal(y, net(x)) for y in outputs), run
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_an_optimizer_built_before_the_first_call_trains_the_same_parameters():
+    torch.manual_seed(0)
+    net = fcn()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    net(series()).sum().backward()
+    assert all(a is b for a, b in zip(held, net.parameters(), strict=True))
+    before = [p.detach().clone() for p in held]
+    optimizer.step()
+    changed = [not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
+    assert sum(changed) > len(changed) // 2
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda net: net.double(),
+        lambda net: net.bfloat16().double(),
+        lambda net: net.to(torch.float64),
+        lambda net: net.to("meta").to_empty(device="cpu").double(),
+        lambda net: net.half().type(torch.float64),
+    ],
+)
+def test_freezing_and_converting_before_the_first_call_last(convert):
+    net = fcn()
+    convert(net)
+    net[3:].requires_grad_(False)
+    net(series().double())
+    assert {p.dtype for p in net.parameters()} == {torch.float64}
+    assert net[1].running_mean.dtype is torch.float64
+    assert [p.requires_grad for p in net.parameters()] == [True] * 4 + [False] * 4
+
+
+def pickled(net):
+    return pickle.loads(pickle.dumps(net))
+
+
+def saved(net):
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled, saved])
+def test_copies_taken_before_and_after_the_first_call_give_the_same(duplicate):
+    net = fcn().double()
+    net[6].requires_grad_(False)
+    early = duplicate(net)
+    x = series().double()
+    expected = net(x)
+    late = duplicate(net)
+    assert torch.equal(early(x), expected)
+    assert early[0].weight.dtype is torch.float64
+    assert not early[6].weight.requires_grad
+    assert hooks_of(early) == hooks_of(late) == []
+    assert torch.equal(late.train()(x), expected)
+    assert early[0].weight.data_ptr() != net[0].weight.data_ptr()
+
+
+class Plus100(nn.LazyLinear):
+    def forward(self, input):
+        return super().forward(input) + 100
+
+
+def test_a_subclass_keeps_its_forward():
+    for net in (Plus100(3), nn.Sequential(Plus100(3))):
+        x = torch.ones(2, 4)
+        first = net(x)
+        assert first.min() > 50
+        assert torch.equal(net(x), first)
+        assert torch.equal(pickle.loads(pickle.dumps(net))(x), first)
+        assert hooks_of(net) == []
+
+
+def test_tied_lazy_layers_share_one_parameter():
+    first, second = nn.LazyLinear(5), nn.LazyLinear(5)
+    second.weight = first.weight
+    net = nn.Sequential(first, second)
+    net(torch.ones(2, 5))
+    assert first.weight is second.weight
+    assert first.in_features == second.in_features == 5
+    assert sum(p.numel() for p in net.parameters()) == 35
+
+
+def test_tied_layers_with_inputs_of_different_width_are_refused():
+    first, second = nn.LazyLinear(5), nn.LazyLinear(5)
+    second.weight = first.weight
+    net = nn.Sequential(first, second)
+    before = snapshot(net)
+    with pytest.raises(RuntimeError, match=r"\(5, 5\).*already has shape \(5, 7\)"):
+        net(torch.ones(2, 7))
+    assert snapshot(net) == before
+
+
+def test_groups_are_checked_as_early_as_can_be():
+    with pytest.raises(ValueError, match=r"out_channels \(=4\).*groups \(=3\)"):
+        nn.LazyConv1d(4, 3, groups=3)
+    layer = nn.LazyConv1d(6, 3, groups=3)
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match=r"in_channels \(=4\).*groups \(=3\)"):
+        layer(torch.ones(2, 4, 9))
+    assert snapshot(layer) == before
+    assert layer(torch.ones(2, 6, 9)).shape == (2, 6, 7)
+
+
+def test_an_input_of_wrong_dimension_is_refused_as_by_torch():
+    for make in (nn.LazyConv1d, torch.nn.LazyConv1d):
+        layer = make(4, 3)
+        with pytest.raises(RuntimeError, match=r"Expected 2D \(unbatched\) or 3D \(batched\)"):
+            layer(torch.ones(1, 2, 3, 4))
+        assert layer.in_channels == 0
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("cpu"),
+    ],
+)
+def test_a_first_call_in_any_mode_leaves_a_model_that_trains(context):
+    net = fcn()
+    with context():
+        net(series())
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    net(series()).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_first_call_under_vmap_or_grad_leaves_a_model_that_trains():
+    for transform in (torch.func.vmap, lambda f: torch.func.grad(lambda x: f(x).sum())):
+        net = nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(2))
+        transform(net)(torch.ones(3, 5))
+        assert net[0].weight.shape == (4, 5)
+        net(torch.ones(3, 5)).sum().backward()
+        assert net[0].weight.grad is not None
+
+
+def test_a_first_call_under_activation_checkpointing_gives_the_gradients_of_a_warm_one():
+    from torch.utils.checkpoint import checkpoint
+
+    gradients = []
+    for warm in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.LazyLinear(32), torch.nn.Dropout(0.5), nn.LazyLinear(2))
+        if warm:
+            tlazy.materialize(net, torch.ones(4, 5))
+        checkpoint(net, torch.ones(4, 5), use_reentrant=False).sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+class DataDependent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.LazyLinear(3), nn.LazyLinear(4)
+
+    def forward(self, x):
+        return self.up(x) if x.sum() > 0 else self.down(x)
+
+
+def test_control_flow_on_values_still_works_layer_by_layer():
+    net = DataDependent()
+    assert net(torch.ones(2, 5)).shape == (2, 3)
+    assert net.down.has_uninitialized_params()
+    assert net(-torch.ones(2, 5)).shape == (2, 4)
+    assert hooks_of(net) == []
+    with pytest.raises(RuntimeError, match="depends on the values"):
+        tlazy.trace(DataDependent(), torch.ones(2, 5))
+
+
+def test_a_layer_added_after_construction_is_found():
+    net = nn.Sequential(nn.Linear(3, 4))
+    assert hooks_of(net) == []
+    net.append(nn.LazyLinear(5))
+    net.head = nn.LazyLinear(6)
+    assert net(torch.ones(2, 3)).shape == (2, 6)
+    assert hooks_of(net) == []
+
+
+def test_a_model_without_lazy_layers_never_gets_a_hook():
+    net = nn.Sequential(nn.Linear(3, 4), torch.nn.Sequential(nn.Linear(4, 2)))
+    assert hooks_of(net) == []
+
+
+def test_the_materialized_network_compiles_and_exports():
+    net = fcn().eval()
+    x = series()
+    expected = net(x)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), expected)
+    exported = torch.export.export(net, (x,)).module()
+    torch.testing.assert_close(exported(x), expected)
+
+
+def test_compiling_a_lazy_network_runs_its_first_call_outside_of_the_graph():
+    net = nn.Sequential(nn.LazyLinear(4))
+    compiled = torch.compile(net, backend="eager")
+    assert compiled(torch.ones(2, 3)).shape == (2, 4)
+    assert net[0].in_features == 3
+
+
+def test_using_a_placeholder_names_the_way_out():
+    layer = nn.LazyLinear(4)
+    with pytest.raises(ValueError, match=r"tlazy.materialize\(model, example_input\)"):
+        layer.weight + 1
+    with pytest.raises(RuntimeError, match=r"tlazy.materialize\(model, example_input\)"):
+        _ = layer.weight.shape
+
+
+def test_nothing_keeps_the_model_alive_after_its_first_call():
+    import weakref
+
+    net = fcn()
+    net(series())
+    gone = weakref.ref(net)
+    del net
+    gc.collect()
+    assert gone() is None
+
+
+def test_loading_a_state_dict_materializes_class_and_sizes():
+    net = fcn()
+    net(series())
+    for root in (fcn(), torch.nn.Sequential(*fcn()[:1])):
+        state = {k: v for k, v in net.state_dict().items() if len(root) > 1 or k[0] == "0"}
+        root.load_state_dict(state)
+        assert type(root[0]) is nn.Conv1d
+        assert root[0].in_channels == 3
+        assert torch.equal(root[0].weight, net[0].weight)
+        assert hooks_of(root) == []
+        if len(root) > 1:
+            assert (root[1].num_features, root[6].in_features) == (6, 4)
+            assert torch.equal(root.eval()(series()), net.eval()(series()))
+            net.train()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("root", [nn.Sequential, torch.nn.Sequential])
+@pytest.mark.parametrize(
+    ("layer", "bad"),
+    [
+        (lambda: nn.LazyLinear(8), nn.Linear(5, 9)),
+        (lambda: nn.LazyLinear(8), nn.Conv1d(5, 8, 3)),
+        (lambda: nn.LazyConv1d(8, 5), nn.Conv1d(4, 8, 3)),
+    ],
+)
+def test_a_state_dict_that_contradicts_the_constructor_is_refused(layer, bad, root, strict):
+    net = root(layer())
+    before = snapshot(net)
+    state = {f"0.{name}": tensor for name, tensor in bad.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight: .*\(\d+, .*\(8, "):
+        net.load_state_dict(state, strict=strict)
+    assert snapshot(net) == before
+
+
+def test_a_state_dict_that_lacks_a_key_leaves_the_lazy_layers_lazy():
+    net = nn.Sequential(nn.LazyLinear(4))
+    before = snapshot(net)
+    with pytest.raises(RuntimeError, match=r"Missing key.*0\.bias"):
+        net.load_state_dict({"0.weight": torch.ones(4, 3)})
+    assert snapshot(net) == before
+    net.load_state_dict({"0.weight": torch.ones(4, 3)}, strict=False)
+    assert torch.equal(net[0].weight, torch.ones(4, 3))
+    assert net[0].bias.abs().max() <= 3**-0.5

@@ -1,0 +1,304 @@
+import json
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tlazy
+from tests.tlazy.snapshot import snapshot
+from tlazy import nn
+
+
+def mixed():
+    return nn.Sequential(
+        torch.nn.LazyConv2d(4, 3),
+        torch.nn.LazyBatchNorm2d(),
+        torch.nn.Dropout(0.5),
+        torch.nn.Sequential(torch.nn.Flatten(), nn.LazyLinear(6, activation="gelu")),
+        torch.nn.LazyLinear(2),
+    )
+
+
+IMAGE = tlazy.Spec(2, 3, 6, 6)
+
+
+def test_a_trace_changes_nothing():
+    net = mixed()
+    net.register_buffer("steps", torch.zeros(()))
+    net.lock = threading.Lock()
+    before = snapshot(net)
+    python = random.getstate()
+    plan = tlazy.trace(net, IMAGE)
+    assert snapshot(net) == before
+    assert random.getstate() == python
+    assert [row.outputs for row in plan.rows] == [
+        [(2, 2)],
+        [(2, 4, 4, 4)],
+        [(2, 4, 4, 4)],
+        [(2, 4, 4, 4)],
+        [(2, 6)],
+        [(2, 64)],
+        [(2, 6)],
+        [(2, 2)],
+    ]
+
+
+def test_a_trace_of_an_eager_model_leaves_running_statistics_alone():
+    net = nn.Sequential(nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    net(torch.randn(5, 3))
+    before = snapshot(net)
+    tlazy.trace(net, torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    assert snapshot(net) == before
+    assert int(net[1].num_batches_tracked) == 1
+
+
+class Writes(nn.Module):
+    """Does everything to itself that a forward can do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(3)
+        self.eager = torch.nn.Linear(3, 3)
+        self.register_buffer("total", torch.zeros(3))
+        self.seen, self.count, self.state = [], 0, {"last": None}
+        self.call_layer = lambda x: self.layer(x)
+        self.alias = [self.layer]
+
+    def forward(self, x):
+        self.count += 1
+        self.seen.append(x.shape)
+        self.state["last"] = x
+        self.training = False
+        y = self.alias[0](x) + self.call_layer(x)
+        self.total += y.sum(0).detach()
+        with torch.no_grad():
+            self.eager.weight.zero_()
+        torch.manual_seed(3)
+        random.random()
+        return self.eager(y) + torch.rand(3)
+
+
+def test_what_a_forward_writes_to_its_module_stays_in_the_trace():
+    net = Writes()
+    before = snapshot(net)
+    python = random.getstate()
+    tlazy.trace(net, tlazy.Spec(2, 5))
+    assert snapshot(net) == before
+    assert random.getstate() == python
+    assert net.seen == []
+    assert net.state == {"last": None}
+
+
+def test_hooks_shape_the_trace_and_what_they_record_stays_in_it():
+    recorded = []
+    net = nn.Sequential(torch.nn.Identity(), nn.LazyLinear(2))
+    net[0].register_forward_hook(lambda module, args, out: out.flatten(1))
+    net[1].register_forward_hook(lambda module, args, out: recorded.append(type(out)))
+    plan = tlazy.trace(net, tlazy.Spec(4, 3, 5))
+    assert plan.rows[-1].inputs == [(4, 15)]
+    assert recorded == []
+    assert net(torch.ones(4, 3, 5)).shape == (4, 2)
+    assert recorded == [torch.Tensor]
+
+
+class Log(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_trace_computes_nothing():
+    with Log() as log:
+        tlazy.trace(mixed(), IMAGE)
+    assert not {op for op in log.ops if "addmm" in op or "convolution" in op or "uniform" in op}
+
+
+def test_a_model_larger_than_any_memory_is_traced():
+    net = nn.Sequential(*(nn.LazyLinear(1 << 20) for _ in range(8)))
+    plan = tlazy.trace(net, tlazy.Spec(8192, 1 << 20))
+    assert plan.totals["params"] == 8 * ((1 << 40) + (1 << 20))
+    assert plan.totals["flops"] == 8 * 2 * 8192 << 40
+
+
+def test_counts_agree_with_torchs_flop_counter_and_parameters():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net = mixed()
+    plan = tlazy.materialize(net, IMAGE)
+    with FlopCounterMode(display=False) as counter:
+        net(torch.randn(2, 3, 6, 6))
+    assert plan.totals["flops"] == counter.get_total_flops()
+    assert plan.totals["params"] == sum(p.numel() for p in net.parameters())
+    linear = plan.rows[-1]
+    assert linear.bytes == 4 * (2 * 6 + 2 * 6 + 2 + 2 * 2)
+    with torch.inference_mode():
+        assert tlazy.trace(net, IMAGE).totals == plan.totals
+
+
+class Pair(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.LazyLinear(3), nn.LazyLinear(3)
+        self.never = nn.LazyLinear(1)
+
+    def forward(self, batch, scale=1, *, mask):
+        return {"sum": self.left(batch["x"]) + self.right(batch["y"][0]) * scale, "mask": mask}
+
+
+@pytest.mark.parametrize(
+    "make", [torch.ones, tlazy.Spec, lambda *s: torch.empty(*s, device="meta")]
+)
+def test_inputs_may_be_nested_real_meta_or_specs(make):
+    net = Pair()
+    plan = tlazy.trace(net, {"x": make(2, 4), "y": [make(2, 5)]}, 2, mask=make(2, 3))
+    assert plan.rows[0].inputs == [(2, 4), (2, 5), (2, 3)]
+    assert plan.output["sum"].shape == (2, 3)
+    assert plan.output["sum"].device.type == "meta"
+    assert plan.unvisited == ["never"]
+    assert "not reached, still lazy: never" in str(plan)
+    plan.materialize()
+    assert (net.left.in_features, net.right.in_features) == (4, 5)
+    assert net.never.has_uninitialized_params()
+
+
+def test_a_spec_has_a_dtype_and_a_device():
+    spec = tlazy.Spec(2, 5, dtype=torch.float64)
+    assert repr(spec) == "Spec(2, 5, dtype=torch.float64, device='cpu')"
+    plan = tlazy.trace(nn.LazyLinear(3, dtype=torch.float64), spec)
+    assert plan.output.dtype is torch.float64
+    with pytest.raises(RuntimeError, match="negative"):
+        tlazy.Spec(2, -1)
+
+
+def test_a_shared_layer_has_a_row_per_call_and_its_parameters_count_once():
+    layer = nn.LazyLinear(5)
+    plan = tlazy.trace(nn.Sequential(layer, torch.nn.ReLU(), layer), tlazy.Spec(2, 5))
+    assert [(row.path, row.params) for row in plan.rows] == [("", 0), ("0", 30), ("1", 0), ("0", 0)]
+
+
+def test_the_table_has_a_line_per_call_and_the_totals_last():
+    plan = tlazy.trace(mixed(), IMAGE)
+    lines = str(plan).splitlines()
+    assert len(lines) == len(plan.rows) + 6
+    for word in ("path", "layer", "input", "output", "params", "FLOPs", "bytes"):
+        assert word in lines[1]
+    assert "2x3x6x6" in str(plan)
+    assert f"{plan.totals['params']:,}" in lines[-2]
+    assert f"{plan.totals['flops']:,}" in lines[-2]
+    assert repr(plan) == f"<Trace of Sequential: 8 calls, {plan.totals['params']:,} params>"
+
+
+def test_a_trace_as_a_dict_is_ready_for_json():
+    plan = tlazy.trace(mixed(), IMAGE)
+    data = json.loads(json.dumps(plan.to_dict()))
+    assert data["totals"] == plan.totals
+    assert data["rows"][1]["path"] == "0"
+    assert data["unvisited"] == []
+
+
+def test_importing_tlazy_imports_no_table_command_line_or_plotting_library():
+    code = "import sys, tlazy; print({'rich', 'typer', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_an_error_in_the_forward_names_the_module_and_keeps_its_type():
+    net = nn.Sequential(nn.LazyLinear(4), torch.nn.Sequential(torch.nn.Linear(5, 3)))
+    with pytest.raises(RuntimeError, match=r"\n  in 1\.0 \(Linear\)"):
+        tlazy.trace(net, tlazy.Spec(2, 3))
+
+
+def test_materialize_works_on_anyones_tree():
+    net = torch.nn.Sequential(*mixed())
+    plan = tlazy.materialize(net, IMAGE)
+    assert net(torch.randn(2, 3, 6, 6)).shape == (2, 2)
+    assert net[0].in_channels == 3
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    plan.materialize()  # nothing is left to do
+
+
+def test_a_failed_materialize_of_anyones_tree_changes_nothing():
+    net = torch.nn.Sequential(*mixed())
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=r"expected 4D input.*\n  in 1 \(BatchNorm2d\)"):
+        tlazy.materialize(net, tlazy.Spec(2, 3, 6))
+    assert snapshot(net) == before
+
+
+def test_parameters_that_exist_are_left_alone():
+    net = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2))
+    before = snapshot(net[0])
+    tlazy.materialize(net, tlazy.Spec(5, 3), seed=1, init=lambda m: torch.nn.init.ones_(m.weight))
+    assert snapshot(net[0])[0] == before[0]
+
+
+def test_device_and_dtype_of_new_parameters_can_be_chosen():
+    net = nn.Sequential(nn.LazyLinear(3), torch.nn.LazyBatchNorm1d())
+    held = list(net.parameters())
+    plan = tlazy.trace(net, tlazy.Spec(2, 5))
+    before = snapshot(net)
+
+    def fail(module):
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        plan.materialize(device="meta", init=fail)
+    assert snapshot(net) == before
+    plan.materialize(device="meta", dtype=torch.float16)
+    assert all(a is b for a, b in zip(held, net.parameters(), strict=True))
+    assert {(p.device.type, p.dtype) for p in held} == {("meta", torch.float16)}
+    assert type(net[0]) is nn.Linear
+    assert net[1].running_mean.is_meta
+
+
+def test_an_initializer_sees_each_new_layer_once_with_its_shape_and_class():
+    net = mixed()
+    net[4].requires_grad_(False)
+    seen = []
+
+    def init(module):
+        seen.append(type(module))
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.constant_(module.weight, module.in_features)
+
+    tlazy.materialize(net, IMAGE, init=init)
+    assert seen == [torch.nn.Conv2d, torch.nn.BatchNorm2d, nn.Linear, torch.nn.Linear]
+    assert net[3][1].weight.unique().tolist() == [64.0]
+    assert net[4].weight.unique().tolist() == [6.0]
+    assert net[3][1].bias.abs().max() <= 64**-0.5
+
+
+def test_a_layer_of_a_users_own_goes_through_the_same_trace():
+    class Scale(torch.nn.Module):
+        def __init__(self, *args):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.empty(0))
+
+        def forward(self, x):
+            return x * self.weight
+
+    class LazyScale(torch.nn.modules.lazy.LazyModuleMixin, Scale):
+        cls_to_become = Scale
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.UninitializedParameter()
+
+        def initialize_parameters(self, x):
+            self.width = x.shape[-1]
+            self.weight.materialize((self.width,))
+            torch.nn.init.constant_(self.weight, 3)
+
+    net = nn.Sequential(LazyScale(), nn.LazyLinear(2))
+    net(torch.ones(4, 5))
+    assert type(net[0]) is Scale
+    assert net[0].weight.tolist() == [3.0] * 5
+    assert net[0].width == 5
