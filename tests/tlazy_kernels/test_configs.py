@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlazy_kernels import launch
+from tlazy_kernels.configs import (
+    TARGET_PROGRAMS,
+    TileConfig,
+    dot_config,
+    pointwise_config,
+    split_rows,
+)
+
+sizes = st.integers(0, 2**33)
+
+
+def is_power_of_two(size: int) -> bool:
+    return size > 0 and size & (size - 1) == 0
+
+
+@given(sizes, sizes, sizes, st.sampled_from([2, 4]))
+def test_dot_tiles_are_powers_of_two_that_tensor_cores_take(rows, cols, depth, itemsize):
+    config = dot_config(rows, cols, depth, itemsize)
+    for side in (config.rows, config.cols, config.depth):
+        assert is_power_of_two(side)
+        assert side >= 16
+    assert config.rows * config.cols <= 128 * 64
+    assert config == dot_config(rows, cols, depth, itemsize)
+
+
+def test_a_tile_is_not_much_larger_than_the_product():
+    config = dot_config(20, 3, 1, itemsize=2)
+    assert (config.rows, config.cols, config.depth) == (32, 16, 16)
+
+
+@given(sizes, sizes)
+def test_pointwise_tiles_are_powers_of_two_of_bounded_size(rows, channels):
+    config = pointwise_config(rows, channels)
+    assert is_power_of_two(config.rows)
+    assert is_power_of_two(config.cols)
+    assert config.rows * config.cols <= 2048
+
+
+@given(st.integers(0, 2**40), st.integers(0, 10**6), st.sampled_from([1, 16, 32, 128]))
+def test_splits_cover_every_row_once_and_none_is_empty(rows, tiles, step):
+    splits, rows_per_split = split_rows(rows, tiles, step)
+    assert splits >= 1
+    assert rows_per_split % step == 0
+    assert splits * rows_per_split >= rows
+    assert (splits - 1) * rows_per_split < max(rows, 1)
+    assert splits <= TARGET_PROGRAMS
+
+
+def test_a_reduction_with_enough_tiles_is_not_split():
+    assert split_rows(100_000, TARGET_PROGRAMS, 32)[0] == 1
+    assert split_rows(100_000, 1, 32)[0] > 1
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TileConfig(16, 16, 16).rows = 32
+
+
+@pytest.fixture
+def on_nvidia(monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(torch.version, "hip", None)
+
+
+@pytest.mark.parametrize("family", ["matmul", "conv"])
+@pytest.mark.parametrize(("switch", "precision"), [("tf32", "tf32"), ("ieee", "tf32x3")])
+def test_float32_products_follow_their_own_switch(family, switch, precision, on_nvidia):
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    own, other = (matmul, conv) if family == "matmul" else (conv, matmul)
+    own.fp32_precision = switch
+    other.fp32_precision = "ieee" if switch == "tf32" else "tf32"
+    assert launch.dot_precision(torch.float32, family) == precision
+
+
+@pytest.mark.parametrize(
+    ("setting", "precision"), [("highest", "tf32x3"), ("high", "tf32"), ("medium", "tf32")]
+)
+def test_the_matmul_precision_setting_is_followed(setting, precision, on_nvidia):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        assert launch.dot_precision(torch.float32, "matmul") == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_only_float32_on_nvidia_has_a_choice(on_nvidia, monkeypatch):
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert launch.dot_precision(torch.float16, "matmul") == "ieee"
+    assert launch.dot_precision(torch.bfloat16, "matmul") == "ieee"
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert launch.dot_precision(torch.float32, "matmul") == "ieee"
