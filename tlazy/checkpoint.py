@@ -42,8 +42,8 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
       (0): Linear(in_features=3, out_features=4, bias=True)
     )
     """
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and (is_lazy(tensor) or tensor.is_meta):
+    for name, tensor in _tensors(model).items():
+        if is_lazy(tensor) or tensor.is_meta:
             lack = "has no shape yet" if is_lazy(tensor) else "is on the meta device, without data"
             raise ValueError(
                 f"cannot save {type(model).__name__}: {name} {lack}; "
@@ -89,6 +89,11 @@ def fill(model: torch.nn.Module, path: str | os.PathLike[str], staging: Staging 
             raise
 
 
+def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     try:
@@ -103,7 +108,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
 def _names(file: Any, model: torch.nn.Module) -> dict[str, str]:
     """Names in the model to names in the file: of tensors that shared memory only one is there."""
     names = {name: name for name in file.keys()}  # noqa: SIM118
-    wanted = model.state_dict(keep_vars=True)
+    wanted = _tensors(model)
     for alias, stored in (file.metadata() or {}).items():
         if alias in wanted and alias not in names and stored in names:
             names[alias] = stored
@@ -111,7 +116,7 @@ def _names(file: Any, model: torch.nn.Module) -> dict[str, str]:
 
 
 def _check_keys(model: torch.nn.Module, path: Any, shapes: Mapping[str, Any]) -> None:
-    wanted = model.state_dict(keep_vars=True)
+    wanted = _tensors(model)
     present = {_memory(tensor) for name, tensor in wanted.items() if name in shapes}
     missing = [
         name
@@ -138,7 +143,7 @@ def _memory(tensor: Tensor) -> Any:
 def _check_shapes(
     model: torch.nn.Module, path: Any, shapes: Mapping[str, Any], staging: Staging | None
 ) -> None:
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in _tensors(model).items():
         value = staging.planned(tensor) if staging and is_lazy(tensor) else tensor
         if name not in shapes:
             continue

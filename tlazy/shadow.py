@@ -42,12 +42,18 @@ class Shadow:
         for path, module in names:
             self._shell(module, path)
         for _, module in names:
+            # torch.compile's wrapper: what it wraps runs as it is.
+            if type(module).__name__ == "OptimizedModule":
+                self._copies[id(module)] = self._copies[id(module._orig_mod)]
+        names = [(path, module) for path, module in names if self._is_copied(module)]
+        for _, module in names:
             self._fill(module)
         self.root: torch.nn.Module = self._copies[id(model)]
 
     def modules(self) -> Iterable[torch.nn.Module]:
         """Every copied module, registered in the tree or not."""
-        return [self._copies[id(original)] for original, _ in self._modules.values()]
+        originals = [original for original, _ in self._modules.values()]
+        return [self._copies[id(module)] for module in originals if self._is_copied(module)]
 
     def path(self, module: torch.nn.Module) -> str:
         return self._modules[id(module)][1]
@@ -60,19 +66,24 @@ class Shadow:
         for mapping, name in self._owners.get(id(placeholder), ()):
             mapping[name] = tensor
 
+    def _is_copied(self, module: torch.nn.Module) -> bool:
+        return self.original(self._copies[id(module)]) is module
+
     def _remember(self, original: Any, duplicate: Any) -> Any:
         self._originals.append(original)
         self._copies[id(original)] = duplicate
         return duplicate
 
     def _shell(self, module: torch.nn.Module, path: str) -> torch.nn.Module:
-        shell = module.__new__(type(module))
+        # Not the class's own __new__: torch.fx's makes a class without a forward.
+        shell = object.__new__(type(module))
         self._modules[id(shell)] = module, path
         return self._remember(module, shell)
 
     def _fill(self, module: torch.nn.Module) -> None:
         shell = self._copies[id(module)]
-        hidden = {"_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", *_HOOKS}
+        hidden = {"_compiled_call_impl", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"}
+        hidden.update(_HOOKS)
         for name, value in module.__dict__.items():
             if name not in hidden:
                 shell.__dict__[name] = self._copy(value)

@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
 )
 from torch.nn.parameter import Parameter, is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -29,9 +31,20 @@ from tlazy import init as initialization
 from tlazy.nn.lazy import Staging, blank, is_pending, pending_modules
 from tlazy.shadow import Shadow
 
+_UNTRACEABLE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
-class DataDependentError(RuntimeError):
-    """Raised where a forward asks for the values of a tensor, which a trace does not have."""
+
+class UntraceableError(RuntimeError):
+    """Raised where shapes alone do not lead through a forward.
+
+    It asks for the values of a tensor, uses an operator that says nothing about its output's shape,
+    or has parts compiled by TorchScript.
+    """
 
 
 class Spec:
@@ -211,7 +224,7 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
             for each tensor, inside of lists, tuples and dicts too.
 
     Raises:
-        DataDependentError: where the forward branches on a tensor's values.
+        UntraceableError: where shapes alone do not lead through the forward.
         whatever the forward raises, with the path of the module added.
 
     >>> import torch, tlazy
@@ -275,6 +288,9 @@ class _Tracer:
         self.stack: list[tuple[Row, torch.nn.Module]] = []
         self.counted: set[int] = set()
         self.shapes = Staging(device="meta", initialize=False)
+        for path, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise UntraceableError(f"{path} is a ScriptModule, which cannot be traced")
         self.shadow = Shadow(model, self._fake)
         for module in self.shadow.modules():
             module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
@@ -285,10 +301,10 @@ class _Tracer:
         try:
             with self.fake, _FlopCounter(self._count):
                 output = self.shadow.root(*args, **kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise DataDependentError(
-                f"the forward of {self._place()} depends on the values of a tensor ({error}), "
-                "which a trace does not have"
+        except _UNTRACEABLE as error:
+            raise UntraceableError(
+                f"the forward of {self._place()} cannot be traced, because it depends on the "
+                f"values of tensors or on an operator without a fake implementation: {error}"
             ) from error
         except Exception as error:
             _add_place(error, self._place())
@@ -348,7 +364,7 @@ class _Tracer:
         module.__dict__.pop("_initialize_hook", None)
 
     def _on(self, value: Tensor, device: torch.device) -> Tensor:
-        with _disable_current_modes():
+        with temporarily_clear_interpreter_stack(), _disable_current_modes():
             device = self.home if device.type == "meta" else device
             with self.fake:
                 fake = torch.empty(value.shape, dtype=value.dtype, device=device)
@@ -376,7 +392,7 @@ class _Tracer:
                 value.shape, value.stride(), dtype=value.dtype, device="meta"
             )
 
-        with _disable_current_modes():
+        with temporarily_clear_interpreter_stack(), _disable_current_modes():
             return tree_map(convert, tree)
 
     def _place(self) -> str:

@@ -405,6 +405,13 @@ def test_control_flow_on_values_still_works_layer_by_layer():
         tlazy.trace(DataDependent(), torch.ones(2, 5))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_network_with_a_scripted_part_works_layer_by_layer():
+    net = nn.Sequential(nn.LazyLinear(4), torch.jit.script(torch.nn.Linear(4, 3)))
+    assert net(torch.ones(2, 5)).shape == (2, 3)
+    assert net[0].in_features == 5
+
+
 def test_a_layer_added_after_construction_is_found():
     net = nn.Sequential(nn.Linear(3, 4))
     assert hooks_of(net) == []
@@ -499,3 +506,20 @@ def test_a_state_dict_that_lacks_a_key_leaves_the_lazy_layers_lazy():
     net.load_state_dict({"0.weight": torch.ones(4, 3)}, strict=False)
     assert torch.equal(net[0].weight, torch.ones(4, 3))
     assert net[0].bias.abs().max() <= 3**-0.5
+
+
+def test_a_lazy_state_dict_does_not_go_into_an_eager_model():
+    with pytest.raises(RuntimeError, match="shape of an uninitialized"):
+        nn.Linear(5, 4).load_state_dict(nn.LazyLinear(4).state_dict())
+    layer = nn.LazyLinear(4)
+    layer.load_state_dict(nn.LazyLinear(4).state_dict())
+    assert layer.has_uninitialized_params()
+
+
+def test_a_functional_call_of_a_lazy_model_is_refused_and_breaks_nothing():
+    net = nn.Sequential(nn.LazyLinear(4))
+    before = snapshot(net)
+    with pytest.raises(RuntimeError, match=r"call tlazy\.materialize"):
+        torch.func.functional_call(net, {"0.weight": torch.ones(4, 3)}, (torch.ones(2, 3),))
+    assert snapshot(net) == before
+    assert net(torch.ones(2, 3)).shape == (2, 4)

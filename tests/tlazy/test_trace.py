@@ -302,3 +302,77 @@ def test_a_layer_of_a_users_own_goes_through_the_same_trace():
     assert type(net[0]) is Scale
     assert net[0].weight.tolist() == [3.0] * 5
     assert net[0].width == 5
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(5, 4, 2, batch_first=True, dropout=0.1)
+        self.head = nn.LazyLinear(2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(2)
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.layer, x, use_reentrant=False)
+
+
+class Batched(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(2)
+
+    def forward(self, x):
+        return torch.func.vmap(self.layer)(x)
+
+
+class Gradient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(1)
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(self.layer(x).sum(), x, create_graph=True)[0]
+
+
+def normed():
+    norm = torch.nn.utils.parametrizations
+    return nn.Sequential(norm.spectral_norm(torch.nn.Linear(5, 6)), nn.LazyLinear(2))
+
+
+def transformer():
+    layer = torch.nn.TransformerEncoderLayer(5, 1, 8, batch_first=True)
+    encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return nn.Sequential(encoder, nn.LazyLinear(2))
+
+
+def compiled():
+    inner = torch.compile(torch.nn.Linear(5, 4), backend="eager")
+    net = nn.Sequential(inner, nn.LazyLinear(2))
+    net.compile(backend="eager")
+    return net
+
+
+def graph():
+    return torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(5, 2), torch.nn.ReLU()))
+
+
+@pytest.mark.parametrize(
+    "make", [Recurrent, Checkpointed, Batched, Gradient, normed, transformer, compiled, graph]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_all_kinds_of_networks_are_traced_without_a_change(make, training):
+    net = make().train(training)
+    x = torch.randn(3, 7, 5)
+    before = snapshot(net)
+    plan = tlazy.trace(net, x)
+    assert snapshot(net) == before
+    plan.materialize()
+    assert net(x).shape == plan.output.shape

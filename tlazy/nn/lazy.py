@@ -26,8 +26,8 @@ _materializing = threading.RLock()
 
 
 _NO_SHAPE = (
-    "this parameter or buffer of a lazy module has no shape yet: "
-    "call tlazy.materialize(model, example_input)"
+    "cannot take the shape of an uninitialized parameter or buffer of a lazy module: "
+    "call tlazy.materialize(model, example_input) first"
 )
 
 # torch's stubs leave it out.
@@ -207,17 +207,17 @@ def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
 
     Threads that call the same model wait here for the one that came first.
     """
-    from tlazy.trace import DataDependentError, trace  # they build on this module
+    from tlazy.trace import UntraceableError, trace  # they build on this module
 
     with _materializing:
         if not is_pending(module) and "_first_call_hook" not in module.__dict__:
             return
         try:
             plan = trace(module, *args, **(kwargs or {}))
-        except DataDependentError:
+        except UntraceableError:
             if is_pending(module):
                 raise
-            # Control flow hangs on values that a trace has not: each layer goes alone.
+            # Shapes alone do not lead through this forward: each layer goes alone.
             _disarm(module)
             return
         plan.materialize()
@@ -258,17 +258,14 @@ class Staging:
         `module` is left alone. `seed` replaces the one drawn at construction; `init` is called
         with the twin once it has its default values.
         """
-        with _plain_torch():
+        _refuse_swapped_parameters(module)
+        with _plain_torch(), _seeded(seed):
             twin = self._twin(module)
             if not self.initialize:
                 twin.__dict__["reset_parameters"] = _do_nothing
-            if seed is None:
-                twin.initialize_parameters(*args, **kwargs)  # type: ignore[operator]
-            else:
-                if "_seed" in twin.__dict__:
-                    twin._seed = seed  # type: ignore[assignment]
-                with _seeded(seed):
-                    twin.initialize_parameters(*args, **kwargs)  # type: ignore[operator]
+            if seed is not None and "_seed" in twin.__dict__:
+                twin.__dict__["_seed"] = seed
+            twin.initialize_parameters(*args, **kwargs)  # type: ignore[operator]
             if twin.has_uninitialized_params():  # type: ignore[operator]
                 raise RuntimeError(f"module {twin._get_name()} has not been fully initialized")
             for name in ("_initialize_hook", "_load_hook", "_seed", "reset_parameters"):
@@ -280,7 +277,7 @@ class Staging:
         return twin
 
     def _twin(self, module: torch.nn.Module) -> torch.nn.Module:
-        twin = module.__new__(type(module))
+        twin = object.__new__(type(module))
         twin.__dict__.update(module.__dict__)
         twin._parameters = {name: self._stand_in(p) for name, p in module._parameters.items()}
         twin._buffers = {name: self._stand_in(b) for name, b in module._buffers.items()}
@@ -448,6 +445,16 @@ def _lazy_names(module: torch.nn.Module) -> list[str]:
     return [name for name, tensor in tensors.items() if is_lazy(tensor)]
 
 
+def _refuse_swapped_parameters(module: torch.nn.Module) -> None:
+    """Refuse to decide about a module whose placeholders are somewhere else for the moment."""
+    for name, tensor in module._parameters.items():
+        if tensor is not None and not isinstance(tensor, Parameter):
+            raise RuntimeError(
+                f"{name} of a lazy {type(module).__name__} is a plain tensor now, as inside of "
+                "torch.func.functional_call: call tlazy.materialize(model, example_input) first"
+            )
+
+
 def _class_to_become(module: torch.nn.Module) -> type[torch.nn.Module]:
     """The eager class, but only where this very class names it: a subclass keeps its forward."""
     return vars(type(module)).get("cls_to_become") or type(module)
@@ -533,8 +540,11 @@ def _plain_torch() -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int | None) -> Iterator[None]:
     """Seed the global CPU generator for initializers that draw from it, then put it back."""
+    if seed is None:
+        yield
+        return
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     try:
