@@ -54,7 +54,7 @@ def _curves(history: Sequence[Mapping[str, Any]], title: str, config: Config) ->
         loss.yaxis.set_major_formatter("{x:g}")
         loss.yaxis.set_minor_formatter(NullFormatter())
     accuracy.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     accuracy.set_ylabel("accuracy")
     accuracy.legend(loc="lower right", frameon=False)
     _small_print(figure, config)

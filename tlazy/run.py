@@ -166,8 +166,8 @@ class Run:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """What :meth:`save` wrote last, or None where nothing was.
+    def load_state(self) -> dict[str, Any] | None:
+        """What :meth:`save` wrote last, on the CPU, or None where nothing was.
 
         Raises:
             UserError: where ``checkpoint.pt`` is damaged.
@@ -176,7 +176,7 @@ class Run:
         if not file.exists():
             return None
         try:
-            return torch.load(file, map_location=device, weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile, pickle and torch each raise their own
             raise UserError(f"{file} is damaged: {error}") from error
 

@@ -250,7 +250,7 @@ def _fit(
     options = run.config.options
     with _reproducible(device), _interrupts() as stop:
         trainer = Trainer(net, data, options)
-        state = run.load_state(device)
+        state = run.load_state()
         if state is not None:
             _restore(trainer, state, run)
             display.note(f"resuming after epoch {len(trainer.history)} of {options.epochs}")

@@ -14,6 +14,7 @@ from tlazy.display import PlainDisplay
 from tlazy.errors import UserError
 from tlazy.models import MODELS
 from tlazy.run import Options, Run
+from tlazy_kernels.launch import INTERPRETED
 
 RUN_FILES = {
     "config.json",
@@ -208,6 +209,10 @@ def test_cpu_training_never_enters_the_interpreter(waves_file, tmp_path, monkeyp
     training.train(options, tmp_path / "run", PlainDisplay())
     assert not entered
     assert Run.open(tmp_path / "run").config.backend.startswith("aten")
+    if INTERPRETED:
+        with tlazy.backend("triton"):
+            tlazy.nn.Linear(3, 2)(torch.ones(1, 3))
+        assert entered, "the trap above would not have caught it"
 
 
 def test_a_terminal_gets_a_bar_with_the_last_epochs_loss_and_accuracy(monkeypatch, capsys):
