@@ -7,13 +7,11 @@ of the kernels on the CPU and fails a test whose kernel leaves its tensors or ra
 
 from __future__ import annotations
 
-import sys
-
 import hypothesis
 import pytest
 import torch
 
-EMULATED = "ttsem" in sys.modules
+from tests import EMULATED
 
 hypothesis.settings.register_profile(
     "default", max_examples=6 if EMULATED else 40, derandomize=True, deadline=None

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
+
+from tests import EMULATED
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def vast(device: str) -> Callable[[Tensor], Tensor]:
 
     Only its own few pages of the storage are ever touched.
     """
-    if device == "cuda" and ("ttsem" in sys.modules or torch.cuda.mem_get_info()[0] < 30 << 30):
+    if device == "cuda" and (EMULATED or torch.cuda.mem_get_info()[0] < 30 << 30):
         pytest.skip("needs 30 GiB of free GPU memory, or a CPU's lazily backed memory")
     if device == "cpu" and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 10 << 30:
         pytest.skip("a system with less than 10 GiB may refuse to reserve the address range")
