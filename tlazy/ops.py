@@ -3,7 +3,8 @@
 Registered for CUDA (and HIP, which is the same key) and the CPU, and with a fake implementation
 each, so that ``torch.compile``, ``torch.export`` and tracing see shapes without running anything.
 On the CPU the operators are plain ATen; only where TRITON_INTERPRET=1 was set before the import
-do they run the kernels in Triton's interpreter, for the dtypes that it computes rightly. autograd.py gives them their derivatives.
+do they run the kernels in Triton's interpreter, for the dtypes that it computes rightly.
+autograd.py gives them their derivatives.
 
 An operator cannot return an optional tensor: what the launchers give as None is a tensor of shape
 (0,) here.
@@ -11,11 +12,13 @@ An operator cannot return an optional tensor: what the launchers give as None is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from tlazy_kernels import activations, checks, conv1d, linear, reference
 from tlazy_kernels.launch import INTERPRETED, INTERPRETER_DTYPES
@@ -24,12 +27,21 @@ LIBRARY = torch.library.Library("tlazy", "DEF")
 _CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
 
 
-def _register(schema: str, kernel: Callable, twin: Callable, fake: Callable) -> None:
+def _register(
+    schema: str,
+    kernel: Callable,
+    twin: Callable,
+    fake: Callable,
+    flops: Callable[..., int] | None = None,
+) -> None:
+    """Define an operator: `flops` counts its operations from the shapes of its tensors."""
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, kernel, "CUDA")
     LIBRARY.impl(name, _interpreted_or(twin, kernel) if INTERPRETED else twin, "CPU")
     torch.library.register_fake(f"tlazy::{name}", fake, lib=LIBRARY)
+    if flops is not None:
+        register_flop_formula(getattr(torch.ops.tlazy, name))(flops)
 
 
 def _interpreted_or(twin: Callable, kernel: Callable) -> Callable:
@@ -140,6 +152,14 @@ def _fake_conv1d_grad_weight(
     return grad.new_empty(grad.shape[1], x.shape[1] // groups, kernel_size)
 
 
+def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * x[0] * math.prod(weight)
+
+
+def _conv1d_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Any) -> int:
+    return 2 * x[0] * out_shape[0][2] * math.prod(weight)
+
+
 _register(
     "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias)"
     " -> (Tensor g, Tensor grad_bias)",
@@ -153,18 +173,21 @@ _register(
     _linear_forward(linear.linear_forward),
     _linear_forward(reference.linear_forward),
     _fake_linear_forward,
+    _linear_flops,
 )
 _register(
     "linear_grad_input(Tensor grad, Tensor weight) -> Tensor",
     linear.linear_grad_input,
     reference.linear_grad_input,
     lambda grad, weight: grad.new_empty(grad.shape[0], weight.shape[1]),
+    _linear_flops,
 )
 _register(
     "linear_grad_weight(Tensor grad, Tensor x) -> Tensor",
     linear.linear_grad_weight,
     reference.linear_grad_weight,
     lambda grad, x: grad.new_empty(grad.shape[1], x.shape[1]),
+    lambda grad, x, out_shape: 2 * grad[0] * math.prod(out_shape),
 )
 _register(
     f"conv1d_forward(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}, str? activation,"
@@ -172,16 +195,19 @@ _register(
     _conv1d_forward(conv1d.conv1d_forward),
     _conv1d_forward(reference.conv1d_forward),
     _fake_conv1d_forward,
+    _conv1d_flops,
 )
 _register(
     f"conv1d_grad_input(Tensor grad, Tensor weight, SymInt input_length, {_CONVOLUTION}) -> Tensor",
     conv1d.conv1d_grad_input,
     reference.conv1d_grad_input,
     _fake_conv1d_grad_input,
+    lambda grad, weight, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(weight),
 )
 _register(
     f"conv1d_grad_weight(Tensor grad, Tensor x, int kernel_size, {_CONVOLUTION}) -> Tensor",
     conv1d.conv1d_grad_weight,
     reference.conv1d_grad_weight,
     _fake_conv1d_grad_weight,
+    lambda grad, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(out_shape),
 )

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
-import tlazy  # noqa: F401  registers the operators
+import tlazy
+import tlazy.nn.functional as F
 
 ops = torch.ops.tlazy
 
@@ -69,3 +71,20 @@ def test_gradient_without_the_saved_preactivation_is_refused():
     x, w = tensor(5, 7), tensor(4, 7)
     with pytest.raises(RuntimeError, match="save_preactivation=True"):
         ops.linear_forward(x, w, None, "gelu", False)[0].sum().backward()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_operations_are_counted_as_torch_counts_its_own(groups):
+    x, w = tensor(2, 6, 11), tensor(12, 6 // groups, 3)
+    lin, rows = tensor(5, 12), tensor(7, 12)
+
+    def counted(backend):
+        with tlazy.backend(backend), FlopCounterMode(display=False) as counter:
+            y = F.conv1d(x, w, stride=2, groups=groups, activation="relu")
+            (y.sum() + F.linear(rows, lin, activation="relu").sum()).backward()
+        return counter.get_total_flops()
+
+    forward = 2 * (2 * 12 * 5 * 6 // groups * 3 + 7 * 12 * 5)
+    assert counted("triton") == 3 * forward
+    if groups == 1:  # torch counts a grouped convolution's input gradient as a dense one
+        assert counted("triton") == counted("aten")

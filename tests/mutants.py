@@ -1,0 +1,129 @@
+"""Does the suite notice? Breaks one small thing in the kernels at a time and runs their tests.
+
+    python tests/mutants.py            # all of them, two at a time
+    python tests/mutants.py relu       # those whose name contains "relu"
+
+A mutant counts as caught where a test fails, first in Triton's interpreter and, where that passes,
+under ttsem, which also sees accesses out of bounds and races. Exits with 1 if any survives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = "tests/tlazy_kernels"
+RUNS = {"interpreter": ["-m", "pytest"], "ttsem": ["-m", "ttsem.sanitize", "pytest"]}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one line: `old`, which stands `times` times in the file, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    times: int = 1
+
+    @property
+    def tests(self) -> str:
+        stem = {"positions": "conv1d", "launch": "linear"}.get(self.file, self.file)
+        return f"{TESTS}/test_{stem}.py"
+
+
+MUTANTS = [
+    Mutant("contraction unmasked in A", "linear", "[:, None] & (k < last)[None, :]", "[:, None]"),
+    Mutant("store mask off by one", "linear", "(n < N)[None, :]\n    if", "(n <= N)[None, :]\n    if"),
+    Mutant("unit stride assumed in A", "linear", "k[None, :] * stride_ak", "k[None, :]"),
+    Mutant("unit stride assumed in bias", "linear", "n * stride_bias", "n"),
+    Mutant(
+        "accumulator rounded every step",
+        "linear",
+        "acc, input_precision=PRECISION)",
+        "acc, input_precision=PRECISION).to(a_ptr.dtype.element_ty).to(tl.float32)",
+    ),
+    Mutant("splits overwrite each other", "linear", "(split * M + m)[:, None]", "m[:, None]"),
+    Mutant(
+        "preactivation stored after the activation",
+        "linear",
+        "acc.to(preactivation_ptr",
+        "activate(acc, ACTIVATION).to(preactivation_ptr",
+    ),
+    Mutant("second stage forgets all but one split", "launch", "partials.sum(0)", "partials[0]"),
+    Mutant("tap off by one", "positions", "- padding + tap * dilation", "- padding + (tap + 1) * dilation"),
+    Mutant("end of the input off by one", "positions", "exists = (source >= 0) & (source < length)\n    return", "exists = (source >= 0) & (source <= length)\n    return"),
+    Mutant("start of the input unmasked", "positions", "exists = (source >= 0) & (source < length)\n    return", "exists = source < length\n    return"),
+    Mutant("stride's remainder ignored", "positions", " & (source * stride == strided)", ""),
+    Mutant("group's input offset forgotten", "conv1d", "group * C * stride_xc", "group * stride_xc"),
+    Mutant("group's output offset forgotten", "conv1d", "channel = group * F + f", "channel = f"),
+    Mutant("unit tap stride assumed", "conv1d", "tap.to(tl.int64) * stride_wk", "tap.to(tl.int64)"),
+    Mutant("split runs into the next", "conv1d", "tl.minimum(first + rows_per_split, rows)", "rows"),
+    Mutant("bias unmasked", "conv1d", "stride_bias, mask=f < F, other=0.0", "stride_bias"),
+    Mutant("product in the input's dtype", "depthwise", "x.to(tl.float32) * w.to(tl.float32)[None, :]", "(x * w[None, :]).to(tl.float32)"),
+    Mutant("multiplier turned around", "depthwise", "source_channel = channel // multiplier", "source_channel = channel % multiplier"),
+    Mutant("padding not masked in the gradient", "depthwise", "((row < last) & exists)[:, None]", "(row < last)[:, None]"),
+    Mutant("relu's edge moved", "activations", "saved <= 0, 0.0, grad", "saved < 0, 0.0, grad"),
+    Mutant("relu swallows NaN", "activations", "tl.where(z < 0, 0.0, z)", "tl.where(z > 0, z, 0.0)"),
+    Mutant("gelu_tanh's derivative off", "activations", "0.134145", "0.044715"),
+    Mutant("sigmoid's derivative off", "activations", "grad * saved * (1.0 - saved)", "grad * (1.0 - saved)"),
+    Mutant("bias sums overwrite each other", "activations", "split * channels + channel, total", "channel, total"),
+]  # fmt: skip
+
+
+def main(wanted: str = "") -> int:
+    chosen = [mutant for mutant in MUTANTS if wanted in mutant.name]
+    with ThreadPoolExecutor(2) as pool:
+        survivors = [m.name for m, caught in zip(chosen, pool.map(try_out, chosen)) if not caught]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
+    for name in survivors:
+        print(f"survived: {name}")
+    return 1 if survivors else 0
+
+
+def try_out(mutant: Mutant) -> bool:
+    """Run the mutant's tests on a copy of the tree; say how it was caught, if it was."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("kernels", "tests", "conftest.py", "pyproject.toml"):
+            source = ROOT / part
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
+        break_(mutant, copy / f"kernels/tlazy_kernels/{mutant.file}.py")
+        by = next((name for name, command in RUNS.items() if fails(command, mutant, copy)), None)
+    print(f"{mutant.name}: {by or 'SURVIVED'} ({time.perf_counter() - start:.0f} s)", flush=True)
+    return by is not None
+
+
+def break_(mutant: Mutant, path: Path) -> None:
+    text = path.read_text()
+    if text.count(mutant.old) != mutant.times:
+        raise SystemExit(f"{path.name}: {mutant.old!r} stands {text.count(mutant.old)} times")
+    path.write_text(text.replace(mutant.old, mutant.new))
+
+
+def fails(command: list[str], mutant: Mutant, copy: Path) -> bool:
+    """Whether a test fails, or the process dies; anything else that goes wrong is an error."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, *command, mutant.tests, "-x", "-q", "-p", "no:cacheprovider"],
+        cwd=copy,
+        env=environment | {"PYTHONPATH": str(copy / "kernels")},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode in (0, 1) or done.returncode < 0:
+        return done.returncode != 0
+    raise SystemExit(f"{mutant.name}: pytest ended with {done.returncode}:\n{done.stdout}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))
