@@ -115,7 +115,7 @@ def _epilogue_backward_kernel(
     last = tl.minimum(first + rows_per_split, rows)
     total = tl.zeros((BLOCK_C,), dtype=tl.float32)
     for start in range(first, last, BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R)
+        row = start + tl.arange(0, BLOCK_R).to(tl.int64)
         outer = (row // inner)[:, None]
         within = (row % inner)[:, None]
         mask = (row < last)[:, None] & (channel < channels)[None, :]

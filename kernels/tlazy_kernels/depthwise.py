@@ -123,7 +123,7 @@ def _depthwise_grad_weight_kernel(
     last = tl.minimum(first + rows_per_split, rows)
     acc = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
     for start in range(first, last, BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R)
+        row = start + tl.arange(0, BLOCK_R).to(tl.int64)
         batch = row // out_length
         position = row % out_length
         source, exists = source_position(position, tap, stride, padding, dilation, length, False)

@@ -46,7 +46,7 @@ def _matmul_kernel(
     last = tl.minimum(first + k_per_split, K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(first, last, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
+        k = start + tl.arange(0, BLOCK_K).to(tl.int64)
         a = tl.load(
             a_ptr + m[:, None] * stride_am + k[None, :] * stride_ak,
             mask=(m < M)[:, None] & (k < last)[None, :],

@@ -30,9 +30,10 @@ def _poisoned_allocations() -> Iterator[None]:
 
 @pytest.fixture
 def vast(device: str) -> Callable[[Tensor], Tensor]:
-    """Gives a tensor's copy whose first dimension has a stride of 2**31 elements.
+    """Gives a tensor's copy whose first dimension, of 3, has a stride of 2**30 elements.
 
-    Only its own few pages of the storage are ever touched.
+    Index and stride fit in int32, their product does not. Only a few pages of the storage are ever
+    touched.
     """
     if device == "cuda" and (EMULATED or torch.cuda.mem_get_info()[0] < 30 << 30):
         pytest.skip("needs 30 GiB of free GPU memory, or a CPU's lazily backed memory")
@@ -40,9 +41,10 @@ def vast(device: str) -> Callable[[Tensor], Tensor]:
         pytest.skip("a system with less than 10 GiB may refuse to reserve the address range")
 
     def spread_out(x: Tensor) -> Tensor:
+        assert len(x) == 3
         torch.use_deterministic_algorithms(False)  # it would fill, and so back, all of it
-        storage = torch.empty((len(x) - 1) * 2**31 + x[0].numel(), dtype=x.dtype, device=device)
+        storage = torch.empty(2**31 + x[0].numel(), dtype=x.dtype, device=device)
         torch.use_deterministic_algorithms(True)
-        return storage.as_strided(x.shape, (2**31, *x[0].contiguous().stride())).copy_(x)
+        return storage.as_strided(x.shape, (2**30, *x[0].contiguous().stride())).copy_(x)
 
     return spread_out

@@ -148,8 +148,8 @@ def test_results_are_bitwise_the_same_twice(dtype, device):
 
 @pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
 def test_elements_beyond_two_billion_are_found(groups, dtype, device, vast):
-    """Sample 1 of the batch lies 2**31 elements behind sample 0."""
-    case = Convolution(2, 4, 4, 9, 3, padding=(1, 1), groups=groups)
+    """Sample 2 of the batch lies 2**31 elements behind sample 0."""
+    case = Convolution(3, 4, 4, 9, 3, padding=(1, 1), groups=groups)
     x, weight, bias, grad = case.operands(dtype, device)
     calls = (
         lambda x, grad: conv1d_forward(x, weight, bias, *case.settings)[0],
@@ -163,13 +163,31 @@ def test_elements_beyond_two_billion_are_found(groups, dtype, device, vast):
 
 @pytest.mark.parametrize("groups", [1, 3], ids=["dense", "depthwise"])
 def test_a_filter_may_lie_apart_further_than_int32_reaches(groups, dtype, device, vast):
-    """Tap 1 lies 2**31 elements behind tap 0."""
-    case = Convolution(2, 3, 3, 9, 2, padding=(1, 0), groups=groups)
+    """Tap 2 lies 2**31 elements behind tap 0."""
+    case = Convolution(2, 3, 3, 9, 3, padding=(1, 0), groups=groups)
     x, weight, bias, _ = case.operands(dtype, device)
     far = vast(weight.permute(2, 0, 1)).permute(1, 2, 0)
     found = conv1d_forward(x, far, bias, *case.settings)[0]
     expected = conv1d_forward(x, weight, bias, *case.settings)[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("groups", [1, 3], ids=["dense", "depthwise"])
+def test_a_dilation_may_reach_further_than_int32(groups, dtype, device):
+    """All taps but the last read padding, which costs no memory: one tap is left."""
+    far = 1, (2**31, 0), 2**30, groups
+    near = 1, (0, 0), 1, groups
+    x, weight, bias, grad = Convolution(2, 3, 3, 5, 3, padding=(1, 1), groups=groups).operands(
+        dtype, device
+    )
+    last = weight[:, :, 2:]
+    found = conv1d_forward(x, weight, bias, *far)[0]
+    assert torch.equal(found, conv1d_forward(x, last, bias, *near)[0])
+    found = conv1d_grad_input(grad, weight, 5, *far)
+    assert torch.equal(found, conv1d_grad_input(grad, last, 5, *near))
+    found = conv1d_grad_weight(grad, x, 3, *far)
+    assert torch.equal(found[:, :, 2:], conv1d_grad_weight(grad, x, 1, *near))
+    assert (found[:, :, :2] == 0).all()
 
 
 @st.composite

@@ -161,8 +161,8 @@ def test_float16_overflows_to_infinity(dtype, device):
 
 
 def test_elements_beyond_two_billion_are_found(dtype, device, vast):
-    """Row 1 of each operand lies 2**31 elements behind row 0."""
-    x, weight, _, grad = operands((2, 5, 2), dtype, device)
+    """Row 2 of each operand lies 2**31 elements behind row 0."""
+    x, weight, _, grad = operands((3, 5, 3), dtype, device)
     far = [vast(t) for t in (x, weight, grad)]
     assert_same = lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=0)  # noqa: E731
     assert_same(linear_forward(far[0], far[1])[0], linear_forward(x, weight)[0])
