@@ -42,7 +42,9 @@ class Mutant:
 
 MUTANTS = [
     Mutant("contraction unmasked in A", "linear", "[:, None] & (k < last)[None, :]", "[:, None]"),
-    Mutant("store mask off by one", "linear", "(n < N)[None, :]\n    if", "(n <= N)[None, :]\n    if"),
+    Mutant(
+        "store mask off by one", "linear", "(n < N)[None, :]\n    if", "(n <= N)[None, :]\n    if"
+    ),
     Mutant("unit stride assumed in A", "linear", "k[None, :] * stride_ak", "k[None, :]"),
     Mutant("unit stride assumed in bias", "linear", "n * stride_bias", "n"),
     Mutant(
@@ -59,30 +61,80 @@ MUTANTS = [
         "activate(acc, ACTIVATION).to(preactivation_ptr",
     ),
     Mutant("second stage forgets all but one split", "launch", "partials.sum(0)", "partials[0]"),
-    Mutant("tap off by one", "positions", "- padding + tap * dilation", "- padding + (tap + 1) * dilation"),
-    Mutant("end of the input off by one", "positions", "exists = (source >= 0) & (source < length)\n    return", "exists = (source >= 0) & (source <= length)\n    return"),
-    Mutant("start of the input unmasked", "positions", "exists = (source >= 0) & (source < length)\n    return", "exists = source < length\n    return"),
+    Mutant(
+        "tap off by one",
+        "positions",
+        "- padding + tap * dilation",
+        "- padding + (tap + 1) * dilation",
+    ),
+    Mutant(
+        "end of the input off by one",
+        "positions",
+        "exists = (source >= 0) & (source < length)\n    return",
+        "exists = (source >= 0) & (source <= length)\n    return",
+    ),
+    Mutant(
+        "start of the input unmasked",
+        "positions",
+        "exists = (source >= 0) & (source < length)\n    return",
+        "exists = source < length\n    return",
+    ),
     Mutant("stride's remainder ignored", "positions", " & (source * stride == strided)", ""),
-    Mutant("group's input offset forgotten", "conv1d", "group * C * stride_xc", "group * stride_xc"),
+    Mutant(
+        "group's input offset forgotten", "conv1d", "group * C * stride_xc", "group * stride_xc"
+    ),
     Mutant("group's output offset forgotten", "conv1d", "channel = group * F + f", "channel = f"),
     Mutant("unit tap stride assumed", "conv1d", "tap.to(tl.int64) * stride_wk", "tap.to(tl.int64)"),
-    Mutant("split runs into the next", "conv1d", "tl.minimum(first + rows_per_split, rows)", "rows"),
+    Mutant(
+        "split runs into the next", "conv1d", "tl.minimum(first + rows_per_split, rows)", "rows"
+    ),
     Mutant("bias unmasked", "conv1d", "stride_bias, mask=f < F, other=0.0", "stride_bias"),
-    Mutant("product in the input's dtype", "depthwise", "x.to(tl.float32) * w.to(tl.float32)[None, :]", "(x * w[None, :]).to(tl.float32)"),
-    Mutant("multiplier turned around", "depthwise", "source_channel = channel // multiplier", "source_channel = channel % multiplier"),
-    Mutant("padding not masked in the gradient", "depthwise", "((row < last) & exists)[:, None]", "(row < last)[:, None]"),
+    Mutant(
+        "product in the input's dtype",
+        "depthwise",
+        "x.to(tl.float32) * w.to(tl.float32)[None, :]",
+        "(x * w[None, :]).to(tl.float32)",
+    ),
+    Mutant(
+        "multiplier turned around",
+        "depthwise",
+        "source_channel = channel // multiplier",
+        "source_channel = channel % multiplier",
+    ),
+    Mutant(
+        "padding not masked in the gradient",
+        "depthwise",
+        "((row < last) & exists)[:, None]",
+        "(row < last)[:, None]",
+    ),
     Mutant("relu's edge moved", "activations", "saved <= 0, 0.0, grad", "saved < 0, 0.0, grad"),
-    Mutant("relu swallows NaN", "activations", "tl.where(z < 0, 0.0, z)", "tl.where(z > 0, z, 0.0)"),
+    Mutant(
+        "relu swallows NaN", "activations", "tl.where(z < 0, 0.0, z)", "tl.where(z > 0, z, 0.0)"
+    ),
     Mutant("gelu_tanh's derivative off", "activations", "0.134145", "0.044715"),
-    Mutant("sigmoid's derivative off", "activations", "grad * saved * (1.0 - saved)", "grad * (1.0 - saved)"),
-    Mutant("bias sums overwrite each other", "activations", "split * channels + channel, total", "channel, total"),
-]  # fmt: skip
+    Mutant(
+        "sigmoid's derivative off",
+        "activations",
+        "grad * saved * (1.0 - saved)",
+        "grad * (1.0 - saved)",
+    ),
+    Mutant(
+        "bias sums overwrite each other",
+        "activations",
+        "split * channels + channel, total",
+        "channel, total",
+    ),
+]
 
 
 def main(wanted: str = "") -> int:
     chosen = [mutant for mutant in MUTANTS if wanted in mutant.name]
     with ThreadPoolExecutor(2) as pool:
-        survivors = [m.name for m, caught in zip(chosen, pool.map(try_out, chosen)) if not caught]
+        survivors = [
+            m.name
+            for m, caught in zip(chosen, pool.map(try_out, chosen), strict=True)
+            if not caught
+        ]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
     for name in survivors:
         print(f"survived: {name}")
