@@ -236,7 +236,7 @@ def _bundled_folder(name: str) -> Path:
 def _split(data: Series, name: str, seed: int) -> tuple[Series, Series]:
     """Put `TEST_SHARE` of each class aside."""
     _import_sktime(f"splitting {name} into a training and a test part")
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+    from sklearn.model_selection import train_test_split
 
     if data.labels is None:
         raise UserError(f"{name}: the series have no labels, nothing can be learned from them")
