@@ -3,7 +3,7 @@
 from tlazy import nn
 from tlazy.checkpoint import load, save
 from tlazy.dispatch import Backend, backend, backend_of
-from tlazy.trace import Spec, Trace, materialize, trace
+from tlazy.trace import Spec, Trace, UntraceableError, dematerialize, materialize, trace
 
 __version__ = "0.1.0"
 
@@ -11,8 +11,10 @@ __all__ = [
     "Backend",
     "Spec",
     "Trace",
+    "UntraceableError",
     "backend",
     "backend_of",
+    "dematerialize",
     "load",
     "materialize",
     "nn",

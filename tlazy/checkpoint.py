@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,11 +17,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from tlazy.files import replacing
-from tlazy.nn.lazy import Staging, stage_state_dict
+from tlazy.nn.staging import Staging
+from tlazy.nn.state_dict import load_all_or_nothing, stage_state_dict
+from tlazy.sharding import is_sharded, shard_like
 
-
-class _Header(NamedTuple):
-    shape: tuple[int, ...]
+_LARGEST_HEADER = 100_000_000  # bytes; as much as safetensors allows itself
 
 
 def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
@@ -49,6 +52,12 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
                 f"cannot save {type(model).__name__}: {name} {lack}; "
                 "call tlazy.materialize(model, example_input) first"
             )
+        if is_sharded(tensor):
+            raise ValueError(
+                f"cannot save {type(model).__name__}: this process holds a part of {name}; call "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+                "full_state_dict=True in every process, and save what it returns"
+            )
     with replacing(path) as temporary:
         save_model(model, str(temporary))
 
@@ -56,7 +65,18 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
 def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     """Fill `model` from a safetensors file; lazy modules take their shapes from it.
 
-    No forward and no initializer runs. Keys and shapes are checked before anything changes.
+    No forward and no initializer runs. Keys and shapes are checked before anything changes, and
+    where something still goes wrong, an interrupt too, the model is as it was.
+
+    On the CPU, parameters that have no values yet (lazy ones, those on the meta device) are not
+    read but mapped: pages of the file become memory when they are used, and become the process's
+    own when they are written, so training never changes the file. Something else that writes into
+    the file, instead of replacing it as :func:`save` does, would change or break such a model.
+    Parameters that have values are copied to; sharded ones (``DTensor``) take their shard.
+
+    Args:
+        path: of a safetensors file, or of the index of a sharded one
+            (``model.safetensors.index.json``), whose shards lie beside it.
 
     Raises:
         RuntimeError: for a shape that contradicts the model (key, expected and found shape), and
@@ -69,24 +89,15 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
 
 def fill(model: torch.nn.Module, path: str | os.PathLike[str], staging: Staging | None) -> None:
     """Check the file at `path`, commit the lazy modules that `staging` holds, and copy."""
-    with _opened(path) as file:
-        names = _names(file, model)
-        shapes = {
-            name: _Header(tuple(file.get_slice(stored).get_shape()))
-            for name, stored in names.items()
-        }
-        _check_keys(model, path, shapes)
+    with ExitStack() as stack:
+        stored = _aliased(_opened(path, stack), model)
+        _check_keys(model, path, stored)
         if staging is None:
-            staging = stage_state_dict(model, shapes)
-        _check_shapes(model, path, shapes, staging)
-        state = {name: file.get_tensor(stored) for name, stored in names.items()}
-        undo = staging.commit(model) if staging else None
-        try:
-            model.load_state_dict(state, strict=False)
-        except BaseException:
-            if undo:
-                undo()
-            raise
+            staging = stage_state_dict(model, stored) or Staging()
+        _check_shapes(model, path, stored, staging)
+        state = _state(model, stored, staging)
+        load = functools.partial(model.load_state_dict, strict=False)
+        load_all_or_nothing(model, staging, state, "", assign=True, load=load)
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -94,25 +105,100 @@ def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
+class _Stored:
+    """A tensor in a file."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self.file = file
+        self.name = name
+        self.shape = tuple(file.get_slice(name).get_shape())
+
+    def read(self) -> Tensor:
+        """The tensor, as a private mapping of the file."""
+        return self.file.get_tensor(self.name)
+
+
+def _opened(path: str | os.PathLike[str], stack: ExitStack) -> tuple[dict[str, _Stored], Any]:
+    """What a file, or an index of files, holds, and the first one's metadata."""
+    path = Path(path)
+    if path.suffix != ".json":
+        file = stack.enter_context(_safe_open(path))
+        return {name: _Stored(file, name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    shards = _shards(path)
+    files = {name: stack.enter_context(_safe_open(path.parent / name)) for name in shards}
+    stored = {}
+    for name, keys in shards.items():
+        absent = set(keys) - set(files[name].keys())
+        if absent:
+            raise SafetensorError(
+                f"{path} says that {min(absent)} is in {name}, but that file does not hold it"
+            )
+        stored.update({key: _Stored(files[name], key) for key in keys})
+    return stored, None
+
+
+def _shards(path: Path) -> dict[str, list[str]]:
+    """The files that an index names, each with its keys.
+
+    Raises:
+        SafetensorError: for anything else than an index, and for files in other folders.
+    """
+    shards: dict[str, list[str]] = {}
+    try:
+        if path.stat().st_size > _LARGEST_HEADER:
+            raise ValueError(f"it is larger than {_LARGEST_HEADER} bytes")
+        for key, name in json.loads(path.read_text())["weight_map"].items():
+            if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+                raise ValueError(f"{key} is said to be in {name!r}, which is not a file beside it")
+            shards.setdefault(name, []).append(key)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SafetensorError(
+            f"{path} is not an index of safetensors files: {type(error).__name__}: {error}"
+        ) from error
+    return shards
+
+
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+def _safe_open(path: Path) -> Iterator[Any]:
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise SafetensorError(
-            f"{os.fspath(path)} is not a whole safetensors file: {error}"
-        ) from error
+        raise SafetensorError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def _names(file: Any, model: torch.nn.Module) -> dict[str, str]:
-    """Names in the model to names in the file: of tensors that shared memory only one is there."""
-    names = {name: name for name in file.keys()}  # noqa: SIM118
-    wanted = _tensors(model)
-    for alias, stored in (file.metadata() or {}).items():
-        if alias in wanted and alias not in names and stored in names:
-            names[alias] = stored
-    return names
+def _aliased(opened: tuple[dict[str, _Stored], Any], model: torch.nn.Module) -> dict[str, _Stored]:
+    """With the names in the model: of tensors that shared memory only one is in the file."""
+    stored, metadata = opened
+    aliases = {
+        alias: stored[name]
+        for alias, name in (metadata or {}).items()
+        if name in stored and alias not in stored
+    }
+    wanted = _tensors(model) if aliases else {}
+    return {**stored, **{alias: aliases[alias] for alias in wanted if alias in aliases}}
+
+
+def _state(
+    model: torch.nn.Module, stored: Mapping[str, _Stored], staging: Staging
+) -> dict[str, Tensor]:
+    """The values for the model's tensors, mapped where nothing has to be converted."""
+    state = {}
+    mapped: dict[int, Any] = {}  # by what is stored: two tensors must not share its memory
+    for name, tensor in _tensors(model).items():
+        if name not in stored:
+            continue
+        value = stored[name].read()
+        if is_sharded(tensor):
+            value = shard_like(value, tensor)
+        elif is_lazy(tensor) or tensor.is_meta:
+            device, dtype = staging.target(tensor)
+            value = value.to(torch.device("cpu") if device.type == "meta" else device, dtype)
+            if mapped.setdefault(id(stored[name]), tensor) is not tensor:
+                value = value.clone()
+            staging.give(tensor, value)
+        state[name] = value
+    return state
 
 
 def _check_keys(model: torch.nn.Module, path: Any, shapes: Mapping[str, Any]) -> None:
@@ -135,7 +221,7 @@ def _check_keys(model: torch.nn.Module, path: Any, shapes: Mapping[str, Any]) ->
 
 def _memory(tensor: Tensor) -> Any:
     """Equal for tensors that share memory, and for tied placeholders."""
-    if is_lazy(tensor) or tensor.is_meta or tensor.numel() == 0:
+    if is_lazy(tensor) or tensor.is_meta or is_sharded(tensor) or tensor.numel() == 0:
         return id(tensor)
     return tensor.device, tensor.untyped_storage().data_ptr()
 

@@ -38,10 +38,18 @@ def fan_in_uniform_(weight: torch.Tensor, bias: torch.Tensor | None, *, seed: in
     fan_in = math.prod(weight.shape[1:])
     bound = 1.0 / math.sqrt(fan_in) if fan_in > 0 else 0.0
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    for parameter in (weight, bias):
-        if parameter is None or parameter.is_meta:
-            continue
-        values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-        values.uniform_(-bound, bound, generator=generator)
-        with torch.no_grad():
-            parameter.copy_(values)
+    with torch.no_grad():
+        for parameter in (weight, bias):
+            if parameter is not None and not parameter.is_meta:
+                _uniform_(parameter, bound, generator)
+
+
+def _uniform_(parameter: torch.Tensor, bound: float, generator: torch.Generator) -> None:
+    # Drawn in float32 on the CPU, so that other types and devices hold the same values, rounded.
+    in_place = parameter.is_cpu and parameter.dtype is torch.float32 and parameter.is_contiguous()
+    values = (
+        parameter if in_place else torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+    )
+    values.uniform_(-bound, bound, generator=generator)
+    if not in_place:
+        parameter.copy_(values)

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_HOOKS = ("_initialize_hook", "_first_call_hook")
+_HOOKS = ("_initialize_hook", "_first_call_hook", "_result_hook")
+_HOOK_TABLES = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 
 # Objects inside of objects inside of a module are not copied any more: a trainer or a logger that
 # a hook belongs to leads to half of the program.
@@ -53,7 +60,11 @@ class Shadow:
     def modules(self) -> Iterable[torch.nn.Module]:
         """Every copied module, registered in the tree or not."""
         originals = [original for original, _ in self._modules.values()]
-        return [self._copies[id(module)] for module in originals if self._is_copied(module)]
+        return [
+            self._copies[id(module)]
+            for module in originals
+            if self._is_copied(module) and not isinstance(module, torch.jit.ScriptModule)
+        ]
 
     def path(self, module: torch.nn.Module) -> str:
         return self._modules[id(module)][1]
@@ -75,26 +86,31 @@ class Shadow:
         return duplicate
 
     def _shell(self, module: torch.nn.Module, path: str) -> torch.nn.Module:
-        # Not the class's own __new__: torch.fx's makes a class without a forward.
-        shell = object.__new__(type(module))
+        shell: torch.nn.Module
+        if isinstance(module, torch.jit.ScriptModule):
+            shell = copy.deepcopy(module)
+        else:  # not the class's own __new__: torch.fx's makes a class without a forward
+            shell = object.__new__(type(module))
         self._modules[id(shell)] = module, path
         return self._remember(module, shell)
 
     def _fill(self, module: torch.nn.Module) -> None:
         shell = self._copies[id(module)]
-        hidden = {"_compiled_call_impl", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"}
-        hidden.update(_HOOKS)
+        if isinstance(module, torch.jit.ScriptModule):
+            return
+        hidden = {"_compiled_call_impl", *_HOOKS, *_HOOK_TABLES}
         for name, value in module.__dict__.items():
             if name not in hidden:
                 shell.__dict__[name] = self._copy(value)
         ours = {module.__dict__[name].id for name in _HOOKS if name in module.__dict__}
-        for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        for name in _HOOK_TABLES:
             hooks = getattr(module, name)
             kept = {key: hook for key, hook in hooks.items() if key not in ours}
             shell.__dict__[name] = type(hooks)(self._copy(kept))
         if "_initialize_hook" in module.__dict__:
             shell.__dict__["_initialize_hook"] = None  # still lazy, but inferred by the tracer
-        for mapping in (shell._parameters, shell._buffers):
+        own = shell.__dict__.get("_placeholders", {})
+        for mapping in (shell._parameters, shell._buffers, own):
             for name, tensor in mapping.items():
                 self._owners.setdefault(id(tensor), []).append((mapping, name))
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -23,12 +22,16 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.nn.parameter import Parameter, is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tlazy import checkpoint as checkpoints
 from tlazy import init as initialization
-from tlazy.nn.lazy import Staging, blank, is_pending, pending_modules
+from tlazy.isolation import no_modes, same_randomness_after
+from tlazy.nn import container
+from tlazy.nn.lazy import arm
+from tlazy.nn.placeholder import blank
+from tlazy.nn.staging import Staging, Undo, is_pending, make_lazy_again, pending_modules
 from tlazy.shadow import Shadow
 
 _UNTRACEABLE = (
@@ -85,6 +88,7 @@ class Row:
             modules inside.
         bytes: least memory traffic: own parameters and, for a module without modules inside,
             inputs and outputs.
+        input_dtypes, output_dtypes: names such as "float32", one per shape.
     """
 
     path: str
@@ -94,6 +98,8 @@ class Row:
     params: int = 0
     flops: int = 0
     bytes: int = 0
+    input_dtypes: list[str] = dataclasses.field(default_factory=list)
+    output_dtypes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +119,7 @@ class Trace:
         rows: one :class:`Row` per module call, in the order of the calls.
         output: what the model would return, with meta tensors for tensors.
         unvisited: paths of lazy modules that the call does not reach; they stay lazy.
+        dry_run: why a copy of the model had to compute, "" where shapes alone were enough.
 
     ``print(plan)`` shows a table, with the columns' sums in its last line.
     """
@@ -123,8 +130,10 @@ class Trace:
         rows: list[Row],
         output: Any,
         calls: list[_LazyCall],
+        dry_run: str = "",
     ) -> None:
         self.model = model
+        self.dry_run = dry_run
         self.rows = rows
         self.output = output
         self._calls = calls
@@ -144,7 +153,12 @@ class Trace:
     def to_dict(self) -> dict[str, Any]:
         """The trace as plain lists, numbers and strings, ready for JSON."""
         rows = [dataclasses.asdict(row) for row in self.rows]
-        return {"rows": rows, "totals": self.totals, "unvisited": list(self.unvisited)}
+        return {
+            "rows": rows,
+            "totals": self.totals,
+            "unvisited": list(self.unvisited),
+            "dry_run": self.dry_run,
+        }
 
     def materialize(
         self,
@@ -171,17 +185,40 @@ class Trace:
         """
         if checkpoint is not None and (seed is not None or init is not None):
             raise ValueError("a checkpoint leaves nothing to seed or init: give one or the other")
-        staging = Staging(device, dtype, initialize=checkpoint is None)
-        with _same_randomness_after(only_on_failure=True):
-            for call in self._calls:
-                if is_pending(call.module):
-                    key = None if seed is None else initialization.keyed_seed(seed, call.path)
-                    with _naming(call.path, call.module):
-                        staging.add(call.module, call.args, call.kwargs, key, init)
+        with same_randomness_after(only_on_failure=True):
+            staging = self._stage(seed, init, device, dtype, initialize=checkpoint is None)
             if checkpoint is None:
                 staging.commit(self.model)
             else:
                 checkpoints.fill(self.model, checkpoint, staging)
+
+    def commit(self) -> Undo:
+        """:meth:`materialize`; returns a function that takes it back, for use right away."""
+        with same_randomness_after(only_on_failure=True):
+            return self._stage().commit(self.model)
+
+    def _stage(
+        self,
+        seed: int | None = None,
+        init: Callable[[torch.nn.Module], Any] | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        initialize: bool = True,
+    ) -> Staging:
+        staging = Staging(device, dtype)
+        for call in self._calls:
+            if is_pending(call.module):
+                key = None if seed is None else initialization.keyed_seed(seed, call.path)
+                with _naming(call.path, call.module):
+                    staging.add(
+                        call.module,
+                        call.args,
+                        call.kwargs,
+                        initialize=initialize,
+                        seed=key,
+                        init=init,
+                    )
+        return staging
 
     def __str__(self) -> str:
         from io import StringIO
@@ -205,6 +242,8 @@ class Trace:
         Console(file=text, width=200, color_system=None, markup=False).print(table)
         if self.unvisited:
             text.write(f"not reached, still lazy: {', '.join(self.unvisited)}\n")
+        if self.dry_run:
+            text.write(f"shapes by one real dry run: {self.dry_run}\n")
         return text.getvalue().rstrip("\n")
 
     def __repr__(self) -> str:
@@ -216,7 +255,9 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
     """Run `model` on shapes alone: nothing is computed and nothing about the model changes.
 
     The forward of a copy runs, whose tensors have no data; hooks run with it. What a forward
-    writes to a global variable is not undone.
+    writes to a global variable is not undone. A forward that depends on the values of tensors, or
+    has parts compiled by TorchScript, is run once for real instead, as a copy with the values that
+    materializing will give it; a warning says so.
 
     Args:
         model: any module; lazy ones, tlazy's or torch's, become known.
@@ -224,7 +265,8 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
             for each tensor, inside of lists, tuples and dicts too.
 
     Raises:
-        UntraceableError: where shapes alone do not lead through the forward.
+        UntraceableError: where shapes alone do not lead through the forward, and they are all that
+            there is.
         whatever the forward raises, with the path of the module added.
 
     >>> import torch, tlazy
@@ -237,13 +279,19 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
     0
     """
     with (
-        temporarily_clear_interpreter_stack(),
-        _disable_current_modes(),
-        _same_randomness_after(),
+        no_modes(),
+        same_randomness_after(),
         _unseen_by_checkpointing(),
         _quiet_fake_tensors(),
     ):
-        return _Tracer(model, (args, kwargs)).run(args, kwargs)
+        try:
+            return _Tracer(model, (args, kwargs)).run(args, kwargs)
+        except UntraceableError as error:
+            if not _has_data(model, (args, kwargs)):
+                raise
+            reason = str(error)
+        warnings.warn(f"{reason}. It is run once for real instead", stacklevel=2)
+        return _DryRun(model, reason).run(args, kwargs)
 
 
 def materialize(
@@ -276,21 +324,58 @@ def materialize(
     return plan
 
 
+def dematerialize(model: torch.nn.Module) -> list[str]:
+    """Make every layer of `model` lazy again that a trace, a first call or a file has shaped.
+
+    For after a wrong first batch. Parameters stay the objects that they are, so an optimizer goes
+    on holding them; its state for them, and their gradients, have lost their meaning: the latter
+    are dropped here. What the layers get afterwards is drawn from the seeds of their construction.
+    Layers of a copy (deepcopy, pickle) that was made afterwards are not known to have been lazy.
+
+    Returns:
+        the paths of these layers.
+
+    Raises:
+        RuntimeError: where a layer is no longer what materializing made it, as after sharding;
+            nothing has changed then.
+
+    >>> import torch, tlazy
+    >>> from tlazy import nn
+    >>> net = nn.Sequential(nn.LazyLinear(4), torch.nn.ReLU())
+    >>> net(torch.randn(2, 1000)).shape
+    torch.Size([2, 4])
+    >>> tlazy.dematerialize(net)
+    ['0']
+    >>> net(torch.randn(2, 3)).shape
+    torch.Size([2, 4])
+    """
+    paths = make_lazy_again(model)
+    for module in model.modules():
+        if isinstance(module, container.Module):
+            arm(module, module)
+    return paths
+
+
 class _Tracer:
     """Runs a shadow of `model` under fake tensors and writes down what happens."""
 
+    dry_run = ""
+
     def __init__(self, model: torch.nn.Module, inputs: Any) -> None:
         self.model = model
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode: Any = FakeTensorMode(allow_non_fake_inputs=True)
         self.home = _home_device(model, inputs)
         self.rows: list[Row] = []
         self.calls: list[_LazyCall] = []
         self.stack: list[tuple[Row, torch.nn.Module]] = []
         self.counted: set[int] = set()
-        self.shapes = Staging(device="meta", initialize=False)
+        self.shapes = Staging(device="meta")
         for path, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 raise UntraceableError(f"{path} is a ScriptModule, which cannot be traced")
+        self._copy(model)
+
+    def _copy(self, model: torch.nn.Module) -> None:
         self.shadow = Shadow(model, self._fake)
         for module in self.shadow.modules():
             module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
@@ -299,7 +384,7 @@ class _Tracer:
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
         args, kwargs = tree_map(self._fake, (args, kwargs))
         try:
-            with self.fake, _FlopCounter(self._count):
+            with self.mode, _FlopCounter(self._count):
                 output = self.shadow.root(*args, **kwargs)
         except _UNTRACEABLE as error:
             raise UntraceableError(
@@ -309,17 +394,17 @@ class _Tracer:
         except Exception as error:
             _add_place(error, self._place())
             raise
-        return Trace(self.model, self.rows, self._meta(output), self.calls)
+        return Trace(self.model, self.rows, self._meta(output), self.calls, self.dry_run)
 
     def _fake(self, value: Any) -> Any:
         """The fake of a tensor or a Spec; a placeholder stays one; anything else is itself."""
         if isinstance(value, Tensor) and is_lazy(value):
             return blank(value, value.device, value.dtype)
         if isinstance(value, Tensor) and not value.is_meta and not _is_wrapped(value):
-            return self.fake.from_tensor(value, static_shapes=True)
+            return self.mode.from_tensor(value, static_shapes=True)
         if isinstance(value, (Tensor, Spec)):
             device = self.home if value.device.type == "meta" else value.device
-            with self.fake:
+            with self.mode:
                 empty = torch.empty(value.shape, dtype=value.dtype, device=device)
             if isinstance(value, Parameter):
                 return Parameter(empty, value.requires_grad)
@@ -330,6 +415,7 @@ class _Tracer:
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         row = Row(self.shadow.path(module), type(module).__name__, _sizes((args, kwargs)))
+        row.input_dtypes = _dtypes((args, kwargs))
         self.stack.append((row, module))
         self.rows.append(row)
         if is_pending(module):
@@ -350,7 +436,7 @@ class _Tracer:
             _LazyCall(self.shadow.path(module), self.shadow.original(module), args, kwargs)
         )
         placeholders = {**module._parameters, **module._buffers}
-        twin = self.shapes.add(module, args, kwargs)
+        twin = self._shaped(module, args, kwargs)
         for name, value in {**twin._parameters, **twin._buffers}.items():
             placeholder = placeholders.get(name)
             if placeholder is None or not is_lazy(placeholder) or value is None:
@@ -363,10 +449,13 @@ class _Tracer:
         module.__class__ = type(twin)
         module.__dict__.pop("_initialize_hook", None)
 
+    def _shaped(self, module: torch.nn.Module, args: Any, kwargs: Any) -> torch.nn.Module:
+        return self.shapes.add(module, args, kwargs, initialize=False)
+
     def _on(self, value: Tensor, device: torch.device) -> Tensor:
-        with temporarily_clear_interpreter_stack(), _disable_current_modes():
+        with no_modes():
             device = self.home if device.type == "meta" else device
-            with self.fake:
+            with self.mode:
                 fake = torch.empty(value.shape, dtype=value.dtype, device=device)
             if isinstance(value, Parameter):
                 return Parameter(fake, value.requires_grad)
@@ -376,7 +465,7 @@ class _Tracer:
         row, entered = self.stack.pop()
         while entered is not module:  # a forward has caught what a module inside of it raised
             row, entered = self.stack.pop()
-        row.outputs = _sizes(output)
+        row.outputs, row.output_dtypes = _sizes(output), _dtypes(output)
         if not module._modules:
             row.bytes += _nbytes(output)
 
@@ -392,13 +481,47 @@ class _Tracer:
                 value.shape, value.stride(), dtype=value.dtype, device="meta"
             )
 
-        with temporarily_clear_interpreter_stack(), _disable_current_modes():
+        with no_modes():
             return tree_map(convert, tree)
 
     def _place(self) -> str:
         if not self.stack:
             return type(self.model).__name__
         return _named(*((row := self.stack[-1][0]).path, row.layer))
+
+
+class _DryRun(_Tracer):
+    """Runs a copy of `model` with real tensors where values decide about the way."""
+
+    def __init__(self, model: torch.nn.Module, reason: str) -> None:
+        self.model = model
+        self.dry_run = reason
+        self.mode = nullcontext()
+        self.rows = []
+        self.calls = []
+        self.stack = []
+        self.counted = set()
+        self._copy(model)
+
+    def _fake(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if is_lazy(value):
+            return blank(value, value.device, value.dtype)
+        duplicate = value.detach().clone()
+        if isinstance(value, Parameter):
+            return Parameter(duplicate, value.requires_grad)
+        return duplicate.requires_grad_(value.requires_grad)
+
+    def _shaped(self, module: torch.nn.Module, args: Any, kwargs: Any) -> torch.nn.Module:
+        staging = Staging()
+        twin = staging.add(module, args, kwargs)
+        staging.finish()
+        return twin
+
+    def _on(self, value: Tensor, device: torch.device) -> Tensor:
+        moved = value.detach().to(device)
+        return Parameter(moved, value.requires_grad) if isinstance(value, Parameter) else moved
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -428,23 +551,6 @@ class _FlopCounter(TorchDispatchMode):
         if formula is not None:
             self.count(int(formula(*args, **kwargs, out_val=out)))
         return out
-
-
-@contextmanager
-def _same_randomness_after(only_on_failure: bool = False) -> Iterator[None]:
-    """Put Python's, NumPy's and torch's CPU generators back to where they are now."""
-    import numpy
-
-    states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        if failed or not only_on_failure:
-            random.setstate(states[0])
-            numpy.random.set_state(states[1])
-            torch.default_generator.set_state(states[2])
 
 
 @contextmanager
@@ -506,6 +612,20 @@ def _home_device(model: torch.nn.Module, inputs: Any) -> torch.device:
 
 def _is_wrapped(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _has_data(model: torch.nn.Module, inputs: Any) -> bool:
+    """Whether there are values to compute with everywhere."""
+    leaves = tree_leaves(inputs)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors += [*model.parameters(), *model.buffers()]
+    empty = any(isinstance(leaf, Spec) for leaf in leaves)
+    return not empty and not any(tensor.is_meta or _is_wrapped(tensor) for tensor in tensors)
+
+
+def _dtypes(tree: Any) -> list[str]:
+    leaves = tree_leaves(tree)
+    return [str(leaf.dtype).removeprefix("torch.") for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _sizes(tree: Any) -> list[tuple[int, ...]]:

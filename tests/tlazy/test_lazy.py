@@ -395,20 +395,26 @@ class DataDependent(nn.Module):
         return self.up(x) if x.sum() > 0 else self.down(x)
 
 
-def test_control_flow_on_values_still_works_layer_by_layer():
+def test_control_flow_on_values_takes_one_real_dry_run_and_says_so():
     net = DataDependent()
-    assert net(torch.ones(2, 5)).shape == (2, 3)
+    with pytest.warns(UserWarning, match=r"depends on the values.*run once for real"):
+        assert net(torch.ones(2, 5)).shape == (2, 3)
     assert net.down.has_uninitialized_params()
     assert net(-torch.ones(2, 5)).shape == (2, 4)
     assert hooks_of(net) == []
-    with pytest.raises(RuntimeError, match="depends on the values"):
-        tlazy.trace(DataDependent(), torch.ones(2, 5))
+    with pytest.raises(tlazy.UntraceableError, match="depends on the values"):
+        tlazy.trace(DataDependent(), tlazy.Spec(2, 5))
+    with pytest.warns(UserWarning, match="run once for real"):
+        plan = tlazy.trace(DataDependent(), torch.ones(2, 5))
+    assert "dry run: the forward of DataDependent" in str(plan)
+    assert plan.to_dict()["dry_run"] == plan.dry_run
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_network_with_a_scripted_part_works_layer_by_layer():
+def test_a_network_with_a_scripted_part_takes_a_real_dry_run():
     net = nn.Sequential(nn.LazyLinear(4), torch.jit.script(torch.nn.Linear(4, 3)))
-    assert net(torch.ones(2, 5)).shape == (2, 3)
+    with pytest.warns(UserWarning, match="1 is a ScriptModule"):
+        assert net(torch.ones(2, 5)).shape == (2, 3)
     assert net[0].in_features == 5
 
 

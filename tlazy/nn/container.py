@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tlazy.nn import lazy
+from tlazy.nn.state_dict import load_all_or_nothing, stage_state_dict
 
 
 class Module(torch.nn.Module):
@@ -41,29 +42,27 @@ class Module(torch.nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if isinstance(value, torch.nn.Module):
-            lazy.arm(self, value)
+            lazy.arm(self, value, name)
 
     def add_module(self, name: str, module: torch.nn.Module | None) -> None:
         super().add_module(name, module)
         if module is not None:
-            lazy.arm(self, module)
+            lazy.arm(self, module, name)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """As ``torch.nn.Module.load_state_dict``; lazy layers take their shapes from it.
 
+        With `assign` lazy parameters share the memory of the tensors in `state_dict`, but stay the
+        objects that they are: an optimizer that holds them goes on holding them.
+
         Raises:
-            RuntimeError: as torch's; where lazy layers do not fit, before anything has changed.
+            RuntimeError: as torch's; where the model is lazy, it is then as it was before.
         """
-        staging = lazy.stage_state_dict(self, state_dict)
-        undo = staging.commit(self) if staging else None
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except BaseException:
-            if undo:
-                undo()
-            raise
+        staging = stage_state_dict(self, state_dict)
+        load = functools.partial(super().load_state_dict, strict=strict, assign=assign)
+        return load_all_or_nothing(self, staging, state_dict, "", assign, load)
 
 
 class Sequential(torch.nn.Sequential, Module):

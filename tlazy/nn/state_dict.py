@@ -1,0 +1,158 @@
+"""Shapes of lazy modules from a checkpoint, without a forward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from tlazy.nn.staging import Staging, pending_modules
+
+
+def stage_state_dict(
+    root: torch.nn.Module, shapes: Mapping[str, Any], prefix: str = ""
+) -> Staging | None:
+    """Stage every lazy module below `root` from the shapes in a checkpoint, without a forward.
+
+    Args:
+        shapes: keys to tensors, or to anything else with a ``shape``.
+        prefix: of the keys that belong to `root`.
+
+    Returns:
+        None where the checkpoint holds nothing for a lazy module.
+
+    Raises:
+        RuntimeError: where a shape contradicts a constructor: key, expected and found shape.
+    """
+    staging = None
+    for path, module in pending_modules(root).items():
+        start = f"{prefix}{path}." if path else prefix
+        names = (*module._parameters, *module._buffers)
+        found = {
+            name: tuple(shapes[start + name].shape)
+            for name in names
+            if start + name in shapes and not is_lazy(shapes[start + name])
+        }
+        if not found:
+            continue
+        _check_against_constructor(module, start, found)
+        missing = [name for name in _lazy_names(module) if name not in found]
+        staging = staging or Staging()
+        staging.add(module, (input_for(module, found),), {}, initialize=bool(missing))
+    return staging
+
+
+def load_all_or_nothing(
+    root: torch.nn.Module,
+    staging: Staging | None,
+    state: Mapping[str, Any],
+    prefix: str,
+    assign: bool,
+    load: Callable[[Mapping[str, Any]], Any],
+) -> Any:
+    """Commit `staging`, then call ``load(state)``; where either raises, nothing has changed.
+
+    Args:
+        assign: whether lazy parameters shall share the memory of the tensors in `state`. They stay
+            the objects that they are, so an optimizer goes on holding them; what `load` is given
+            under their keys is themselves.
+    """
+    if staging is None:
+        return load(state)
+    restore = _backup(root)
+    if assign:
+        taken = {key: t for key, t in _empty(root, prefix).items() if key in state}
+        taken = {key: t for key, t in taken.items() if staging.planned(t) is not None}
+        for key, tensor in taken.items():
+            staging.give(tensor, state[key])
+        state = copy.copy(state)  # a state_dict has metadata: it is more than its items
+        state.update(taken)  # type: ignore[attr-defined]
+    undo = staging.commit(root)
+    try:
+        return load(state)
+    except BaseException:
+        undo()
+        restore()
+        raise
+
+
+def _empty(root: torch.nn.Module, prefix: str) -> dict[str, Any]:
+    """Tensors of `root` without values: placeholders, and those on the meta device."""
+    state = root.state_dict(prefix=prefix, keep_vars=True)
+    return {k: t for k, t in state.items() if isinstance(t, Tensor) and not _has_values(t)}
+
+
+def _backup(root: torch.nn.Module) -> Any:
+    """A function that puts back the tensors that exist already, and their values."""
+    held: list[tuple[Any, dict[str, Any]]] = [
+        (mapping, dict(mapping))
+        for module in root.modules()
+        for mapping in (module._parameters, module._buffers)
+    ]
+    tensors = {id(t): t for _, content in held for t in content.values() if _has_values(t)}
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+
+    def restore() -> None:
+        for mapping, content in held:
+            mapping.update(content)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+
+    return restore
+
+
+def _has_values(tensor: Any) -> bool:
+    return tensor is not None and not is_lazy(tensor) and not tensor.is_meta
+
+
+def _check_against_constructor(
+    module: torch.nn.Module, start: str, found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare the checkpoint's shapes with those that its own input width would give."""
+    probe = Staging(device="meta")
+    twin = probe.add(module, (input_for(module, found),), {}, initialize=False)
+    expected = {**twin._parameters, **twin._buffers}
+    for name in _lazy_names(module):
+        shape = tuple(expected[name].shape)  # type: ignore[union-attr]
+        if name in found and found[name] != shape:
+            raise RuntimeError(
+                f"size mismatch for {start}{name}: the checkpoint holds {found[name]}, "
+                f"but {module} takes {shape}"
+            )
+
+
+def input_for(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """The smallest meta input for which the lazy `module` would have tensors of these shapes.
+
+    A lazy module of a user's own says so itself, in a method ``input_for(shapes)``.
+
+    Raises:
+        RuntimeError: for a class that tlazy knows nothing about.
+    """
+    own = getattr(module, "input_for", None)
+    if own is not None:
+        return own(shapes)
+    shape = shapes.get("weight") or shapes.get("running_mean") or next(iter(shapes.values()))
+    if isinstance(module, torch.nn.Linear):
+        sizes = [1, shape[1] if len(shape) > 1 else 1]
+    elif isinstance(module, torch.nn.modules.conv._ConvNd):
+        width = shape[0] if module.transposed else shape[1] * module.groups if shape[1:] else 1
+        sizes = [1, width, *module.kernel_size]
+    elif isinstance(module, torch.nn.modules.batchnorm._NormBase):
+        sizes = [1, shape[0] if shape else 1, 1]
+    else:
+        raise RuntimeError(
+            f"cannot tell the input of {type(module).__name__} from a checkpoint: give it a method "
+            "input_for(shapes), or call tlazy.materialize(model, example_input) before loading"
+        )
+    return torch.empty(sizes, device="meta")
+
+
+def _lazy_names(module: torch.nn.Module) -> list[str]:
+    tensors: dict[str, Any] = {**module._parameters, **module._buffers}
+    return [name for name, tensor in tensors.items() if is_lazy(tensor)]
