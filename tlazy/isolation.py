@@ -1,13 +1,10 @@
-"""What surrounds a call is kept out of it: modes, transforms, random states, compilers."""
+"""What surrounds a call is kept out of it: modes, transforms, random states."""
 
 from __future__ import annotations
 
-import functools
 import random
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -63,20 +60,3 @@ def same_randomness_after(only_on_failure: bool = False) -> Iterator[None]:
             torch.default_generator.set_state(states[2])
             if devices:
                 torch.cuda.set_rng_state_all(devices)
-
-
-def outside_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep torch.compile from looking into `function`.
-
-    ``torch._disable_dynamo`` would do, but imports the compiler, which takes seconds; where nobody
-    has imported it, nothing compiles.
-    """
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        compiler = sys.modules.get("torch._dynamo")
-        disable = getattr(compiler, "disable", None)
-        return (disable(function) if disable else function)(*args, **kwargs)
-
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return call

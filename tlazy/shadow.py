@@ -151,20 +151,21 @@ class Shadow:
         return duplicate
 
     def _function(self, function: types.FunctionType) -> Any:
-        if not function.__closure__:
+        if not function.__closure__ and not function.__defaults__:
             return function
-        cells = tuple(types.CellType() for _ in function.__closure__)
+        cells = tuple(types.CellType() for _ in function.__closure__ or ())
         duplicate = types.FunctionType(
             function.__code__,
             function.__globals__,
             function.__name__,
-            function.__defaults__,
-            cells,
+            None,
+            cells or None,
         )
         duplicate.__kwdefaults__ = function.__kwdefaults__
         duplicate.__dict__.update(function.__dict__)
         self._remember(function, duplicate)
-        for cell, old in zip(cells, function.__closure__, strict=True):
+        duplicate.__defaults__ = self._copy(function.__defaults__)
+        for cell, old in zip(cells, function.__closure__ or (), strict=True):
             try:
                 cell.cell_contents = self._copy(old.cell_contents)
             except ValueError:  # a cell that is still empty

@@ -37,6 +37,8 @@ def _module(module):
 def _tensor(tensor):
     if tensor is None:
         return None
-    values = "lazy" if is_lazy(tensor) else (tuple(tensor.shape), tensor.tolist())
+    values = "lazy" if is_lazy(tensor) else tuple(tensor.shape)
+    if not is_lazy(tensor) and not tensor.is_meta:
+        values = values, tensor.tolist()
     what = type(tensor), tensor.dtype, tensor.device, tensor.requires_grad
     return id(tensor), what, values

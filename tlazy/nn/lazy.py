@@ -11,7 +11,7 @@ import torch
 from torch.nn.parameter import Parameter, is_lazy
 
 from tlazy import init
-from tlazy.isolation import outside_of_graphs
+from tlazy.isolation import plain_torch
 from tlazy.nn import staging
 from tlazy.nn.placeholder import UninitializedBuffer, UninitializedParameter, adopt
 from tlazy.nn.staging import is_pending, materializing, pending_modules, swapped, trials
@@ -147,7 +147,7 @@ def _adopt_placeholders(module: torch.nn.Module, path: str) -> None:
         module.__dict__["_seed"] = init.draw_seed()
 
 
-@outside_of_graphs  # under torch.compile the first call runs outside of the graph
+@torch._disable_dynamo  # under torch.compile the first call runs outside of the graph
 def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
     """Forward pre-hook: trace `module` on its first input and materialize everything below it.
 
@@ -166,12 +166,33 @@ def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
         if _is_functional(pending):
             return
         plan = trace(module, *args, **(kwargs or {}))
+        restore_buffers = _keep_buffers(module)
         trials[module] = staging.Trial(None, threading.get_ident(), sys.exc_info()[1])
         try:
-            trials[module].undo = plan.commit()
+            uncommit = plan.commit()
         except BaseException:
             del trials[module]
             raise
+
+        def undo() -> None:
+            restore_buffers()
+            uncommit()
+
+        trials[module].undo = undo
+
+
+def _keep_buffers(root: torch.nn.Module) -> staging.Undo:
+    """A function that puts the values of buffers back: a forward that fails has counted batches."""
+    buffers: list[Any] = [b for b in root.buffers() if not is_lazy(b) and not b.is_meta]
+    with plain_torch():
+        values = [buffer.clone() for buffer in buffers]
+
+    def restore() -> None:
+        with plain_torch():
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)
+
+    return restore
 
 
 def _join(module: torch.nn.Module) -> None:
@@ -195,7 +216,7 @@ def _is_functional(pending: Mapping[str, torch.nn.Module]) -> bool:
     return any(map(swapped, pending.values())) and not any(map(is_lazy, tensors))
 
 
-@outside_of_graphs
+@torch._disable_dynamo
 def end_of_first_call(module: torch.nn.Module, args: Any, output: Any) -> None:
     """Forward hook, called after an error too: take the materialization back if there was one."""
     with materializing:

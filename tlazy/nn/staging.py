@@ -357,9 +357,11 @@ def _fill(placeholder: Any, value: Tensor, restorers: list[Undo]) -> None:
         placeholder.__dict__.pop("label", None)
     else:
         # Between the CPU and the meta device `.data` cannot be set; a swap keeps identity too.
-        other = value
+        other = value.view_as(value)
         if isinstance(placeholder, Parameter):
             other = Parameter(value, placeholder.requires_grad)
+        other.__dict__.update(placeholder.__dict__)
+        other.__dict__.pop("label", None)
         torch.utils.swap_tensors(placeholder, other)
         restorers.append(functools.partial(torch.utils.swap_tensors, placeholder, other))
 
