@@ -1,0 +1,234 @@
+"""Write the README's performance section from the newest record of each GPU.
+
+    python -m perf.readme            rewrites the section
+    python -m perf.readme --check    exit code 1 where it is out of date; writes nothing
+
+Records from CPUs are not performance results and are never shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlazy.errors import UserError
+from tlazy.files import replacing
+from tlazy.report import load, units
+from tlazy.report.comparison import Duel, Problem, peer_names, problems, scores
+from tlazy.report.record import start
+
+ROOT = Path(__file__).parent.parent
+BEGIN = "<!-- performance: written by python -m perf.readme -->"
+END = "<!-- performance: end -->"
+EMPTY = "No GPU record yet: run `python -m perf.record` on a GPU machine."
+# Records bear their date; other JSON, such as pytest-benchmark's, may lie beside them.
+RECORDS = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*.json"
+MAIN_SUITE = "goals"
+UP_TO_DATE, OUT_OF_DATE, BAD_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite or check the section, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m perf.readme", description=__doc__)
+    parser.add_argument("--results", type=Path, default=ROOT / "perf" / "results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args(arguments)
+    try:
+        return update(options.readme, options.results, check=options.check)
+    except UserError as error:
+        print(f"perf.readme: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def update(readme: Path, results: Path, *, check: bool) -> int:
+    """Bring `readme` up to date with `results`, or only say whether it is.
+
+    Raises:
+        UserError: where a file cannot be read or written, or the markers are not there.
+    """
+    try:
+        before = readme.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {readme}: {getattr(error, 'strerror', error)}") from error
+    after = replace_section(before, section(results, readme.parent), readme)
+    if before == after:
+        print(f"{readme.name} is up to date")
+        return UP_TO_DATE
+    if check:
+        print(f"{readme.name} is out of date: run python -m perf.readme")
+        return OUT_OF_DATE
+    try:
+        with replacing(readme) as temporary:
+            temporary.write_text(after, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {readme}: {error.strerror or error}") from error
+    print(f"{readme.name}: performance section rewritten")
+    return UP_TO_DATE
+
+
+def replace_section(text: str, section: str, source: Path) -> str:
+    """`text` with `section` between its markers, each of which stands alone on a line."""
+    lines = text.splitlines(keepends=True)
+    bare = [line.strip() for line in lines]
+    if bare.count(BEGIN) != 1 or bare.count(END) != 1 or bare.index(BEGIN) > bare.index(END):
+        raise UserError(f"{source} needs one line {BEGIN!r} and, below it, one line {END!r}")
+    before, after = lines[: bare.index(BEGIN) + 1], lines[bare.index(END) :]
+    return "".join([*before, f"\n{section}\n\n", *after])
+
+
+def section(results: Path, beside: Path) -> str:
+    """The section's Markdown.
+
+    Args:
+        results: folder of one folder per device.
+        beside: the README's folder, from where links lead.
+    """
+    newest = newest_records(results)
+    if not newest:
+        return EMPTY
+    return "\n\n".join(_device_section(path, record, beside) for path, record in newest)
+
+
+def newest_records(results: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The newest GPU record of each device's folder, by the time when it was begun."""
+    try:
+        folders = sorted(folder for folder in results.iterdir() if folder.is_dir())
+    except OSError as error:
+        raise UserError(f"cannot read {results}: {error.strerror or error}") from error
+    newest = []
+    for folder in folders:
+        records = [(path, load(path)) for path in sorted(folder.glob(RECORDS))]
+        from_gpu = [entry for entry in records if entry[1]["machine"]["kind"] != "cpu"]
+        if from_gpu:
+            newest.append(max(from_gpu, key=lambda entry: start(entry[1])))
+    return newest
+
+
+def _device_section(path: Path, record: Mapping[str, Any], beside: Path) -> str:
+    shown, rest = _main_suite(problems(record["rows"]))
+    parts = [
+        f"### {_plain(record['machine']['device'] or path.parent.name)}",
+        _provenance(path, record, beside),
+        *_pictures(path, record, beside),
+        _table(shown, peer_names(record["rows"])) if shown else "Nothing was measured in it.",
+        *([_tallies(rest)] if rest else []),
+        f"Reproduce with\n\n```\n{_one_line(record['command'])}\n```",
+    ]
+    return "\n\n".join(parts)
+
+
+def _main_suite(found: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
+    """The problems for the table, and those that a line per suite has to do for."""
+    main = [problem for problem in found if problem.suite == MAIN_SUITE]
+    if not main:
+        return list(found), []
+    return main, [problem for problem in found if problem.suite != MAIN_SUITE]
+
+
+def _provenance(path: Path, record: Mapping[str, Any], beside: Path) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value)
+    whole = "" if record["complete"] else " The run ended early: the record is incomplete."
+    return (
+        f"Measured on {start(record):%Y-%m-%d} with {_plain(versions)}"
+        f" ([record]({_link(path, beside)})).{whole} Medians; in brackets the peer's time over"
+        " tlazy's. The floor is the least time that the device's arithmetic rate and memory"
+        " bandwidth allow."
+    )
+
+
+def _pictures(path: Path, record: Mapping[str, Any], beside: Path) -> list[str]:
+    device = _plain(record["machine"]["device"])
+    described = {
+        "speedups.png": f"Speed-ups of tlazy on {device}",
+        "roofline.png": f"Roofline of {device} with tlazy and its peers",
+    }
+    return [
+        f"![{text}]({_link(path.parent / name, beside)})"
+        for name, text in described.items()
+        if (path.parent / name).exists()
+    ]
+
+
+def _table(shown: Iterable[Problem], peers: Sequence[str]) -> str:
+    others = [peer for peer in peers if peer != "tlazy"]
+    headings = ["problem", "dtype", "pass", "tlazy", *map(_plain, others), "% of floor"]
+    aligned = ["---", "---", "---", *["---:"] * (len(others) + 2)]
+    rows = [headings, aligned, *(_table_row(problem, others) for problem in shown)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _table_row(problem: Problem, peers: Sequence[str]) -> list[str]:
+    ours = problem.ours[0][1] if problem.ours else None
+    share = ours["floor_fraction"] if ours and ours["status"] == "ok" else None
+    name = " + ".join(filter(None, (problem.name or problem.op, problem.activation)))
+    return [
+        _plain(name),
+        _plain(problem.dtype),
+        _plain(problem.pass_),
+        _median(ours),
+        *(_against(problem.duels, peer) for peer in peers),
+        "–" if share is None else f"{share:.0%}",
+    ]
+
+
+def _against(duels: Iterable[Duel], peer: str) -> str:
+    """A peer's medians, one per layout that it was run in."""
+    return "; ".join(map(_one_duel, (duel for duel in duels if duel.peer["peer"] == peer))) or "–"
+
+
+def _one_duel(duel: Duel) -> str:
+    if duel.speedup is None:
+        return _median(duel.peer)
+    slower = ", slower" if duel.verdict == "slower" else ""
+    return f"{_median(duel.peer)} ({units.times(duel.speedup)}{slower})"
+
+
+def _median(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    return units.duration(row["median_us"]) if row["status"] == "ok" else row["status"]
+
+
+def _tallies(rest: Iterable[Problem]) -> str:
+    """A line for each suite that is not in the table."""
+    suites: dict[str, list[Problem]] = {}
+    for problem in rest:
+        suites.setdefault(problem.suite, []).append(problem)
+    return "\n".join(
+        f"- {_plain(suite)}, {len(members)} problems: {_tally(members) or 'no peer measured'}"
+        for suite, members in suites.items()
+    )
+
+
+def _tally(members: Iterable[Problem]) -> str:
+    duels = [duel for problem in members for duel in problem.duels]
+    return "; ".join(
+        f"{_plain(score.peer)}: faster in {score.faster}, slower in {score.slower}"
+        + (f", not compared in {score.missing}" if score.missing else "")
+        + (f", geometric mean {units.times(score.mean)}" if score.mean is not None else "")
+        for score in scores(duels)
+    )
+
+
+def _plain(text: str) -> str:
+    """`text` as Markdown that shows it unchanged, in a table too."""
+    return re.sub(r"([\\`*_\[\]<>|&~#])", r"\\\1", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _link(path: Path, beside: Path) -> str:
+    relative = Path(os.path.relpath(path, beside)).as_posix()
+    return re.sub(r"[ ()<>]", lambda found: f"%{ord(found[0]):02X}", relative)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""tlazy beside its peers: the rows of a record, paired by problem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+Verdict = Literal["faster", "slower", "none"]
+US = "tlazy"
+
+
+@dataclass(frozen=True)
+class Duel:
+    """A peer's row beside tlazy's row of the same problem.
+
+    Attributes:
+        index: of the peer's row in the record.
+        peer: the peer's row.
+        tlazy: the row it is compared with; None where tlazy was not run.
+        speedup: the peer's median over tlazy's; None where one of them has no valid time.
+        low, high: the speed-up between the unlucky and the lucky ends of both 20/80% quantiles.
+    """
+
+    index: int
+    peer: Row
+    tlazy: Row | None
+    speedup: float | None = None
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.speedup is None:
+            return "none"
+        return "faster" if self.speedup >= 1 else "slower"
+
+    @property
+    def within_spread(self) -> bool:
+        """Whether the quantiles leave open which of the two is faster."""
+        return self.low <= 1 <= self.high
+
+    @property
+    def missing(self) -> str:
+        """Why there is no speed-up."""
+        if self.tlazy is None:
+            return "tlazy was not measured"
+        return "; ".join(why(row) for row in (self.tlazy, self.peer) if row["status"] != "ok")
+
+
+@dataclass
+class Problem:
+    """Everything that was measured on the same work."""
+
+    suite: str
+    op: str
+    name: str
+    shape: Mapping[str, Any]
+    dtype: str
+    pass_: str
+    activation: str | None
+    ours: list[tuple[int, Row]] = field(default_factory=list)
+    duels: list[Duel] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        parts = (self.name or self.op, self.dtype, self.pass_, self.activation)
+        return " · ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How tlazy did against one peer."""
+
+    peer: str
+    faster: int
+    slower: int
+    open: int
+    missing: int
+    mean: float | None
+    worst: float | None
+
+
+def problems(rows: Sequence[Row]) -> list[Problem]:
+    """The rows by problem, in the record's order.
+
+    A peer may be free to choose its layout, so the layout is no part of the problem: a peer is
+    compared with tlazy's row of the same layout, or else with tlazy's first.
+    """
+    found: dict[tuple[object, ...], Problem] = {}
+    peers: dict[int, list[tuple[int, Row]]] = {}
+    for index, row in enumerate(rows):
+        problem = found.setdefault(_key(row), _problem(row))
+        if row["peer"] == US:
+            problem.ours.append((index, row))
+        else:
+            peers.setdefault(id(problem), []).append((index, row))
+    for problem in found.values():
+        problem.duels = [_duel(problem, index, row) for index, row in peers.get(id(problem), ())]
+    return list(found.values())
+
+
+def scores(duels: Iterable[Duel]) -> list[Score]:
+    """One score per peer, in order of appearance."""
+    by_peer: dict[str, list[Duel]] = {}
+    for duel in duels:
+        by_peer.setdefault(duel.peer["peer"], []).append(duel)
+    return [_score(peer, fought) for peer, fought in by_peer.items()]
+
+
+def peer_names(rows: Iterable[Row]) -> list[str]:
+    """The peers in order of appearance, tlazy before all."""
+    names = dict.fromkeys(row["peer"] for row in rows)
+    return [US, *(name for name in names if name != US)] if US in names else list(names)
+
+
+def why(row: Row) -> str:
+    """A row's status with its note.
+
+    >>> why({"peer": "compile", "status": "failed", "note": "out of memory"})
+    'compile: failed (out of memory)'
+    """
+    note = f" ({row['note']})" if row["note"] else ""
+    return f"{row['peer']}: {row['status']}{note}"
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    sizes = tuple(sorted((name, repr(size)) for name, size in row["shape"].items()))
+    names = ("suite", "op", "problem", "dtype", "pass", "activation")
+    return (*(row[name] for name in names), sizes)
+
+
+def _problem(row: Row) -> Problem:
+    return Problem(
+        suite=row["suite"],
+        op=row["op"],
+        name=row["problem"],
+        shape=row["shape"],
+        dtype=row["dtype"],
+        pass_=row["pass"],
+        activation=row["activation"],
+    )
+
+
+def _duel(problem: Problem, index: int, peer: Row) -> Duel:
+    candidates = [row for _, row in problem.ours]
+    same_layout = [row for row in candidates if row["layout"] == peer["layout"]]
+    ours = next(iter(same_layout or candidates), None)
+    if ours is None or ours["status"] != "ok" or peer["status"] != "ok":
+        return Duel(index, peer, ours)
+    return Duel(
+        index,
+        peer,
+        ours,
+        speedup=peer["median_us"] / ours["median_us"],
+        low=peer["q20_us"] / ours["q80_us"],
+        high=peer["q80_us"] / ours["q20_us"],
+    )
+
+
+def _score(peer: str, duels: Sequence[Duel]) -> Score:
+    ratios = [duel.speedup for duel in duels if duel.speedup is not None]
+    return Score(
+        peer=peer,
+        faster=sum(duel.verdict == "faster" for duel in duels),
+        slower=sum(duel.verdict == "slower" for duel in duels),
+        open=sum(duel.within_spread for duel in duels),
+        missing=len(duels) - len(ratios),
+        mean=math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None,
+        worst=min(ratios, default=None),
+    )
