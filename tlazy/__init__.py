@@ -3,6 +3,7 @@
 from tlazy import nn
 from tlazy.checkpoint import load, save
 from tlazy.dispatch import Backend, backend, backend_of
+from tlazy.init import initialize
 from tlazy.trace import Spec, Trace, UntraceableError, dematerialize, materialize, trace
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "backend",
     "backend_of",
     "dematerialize",
+    "initialize",
     "load",
     "materialize",
     "nn",

@@ -42,6 +42,11 @@ _UNTRACEABLE = (
 )
 
 
+if not torch.backends.cuda.is_built():
+    # torch 2.11 keeps this in the thread that needs it first, and crashes when that thread is gone.
+    torch._C._ensureCUDADeviceGuardSet()
+
+
 class UntraceableError(RuntimeError):
     """Raised where shapes alone do not lead through a forward.
 

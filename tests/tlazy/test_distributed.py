@@ -1,0 +1,133 @@
+"""Sharded and replicated models, started as users start them: by torchrun, over gloo."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import tlazy
+from tests.tlazy.snapshot import snapshot
+from tlazy import nn
+
+ROOT = Path(__file__).parents[2]
+
+# What runs in every process; its arguments: the weights to read, the file to write.
+WORKER = """
+import sys
+import torch, tlazy
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from tests.tlazy.test_distributed import lazy
+
+weights, result = sys.argv[1:]
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank, size = dist.get_rank(), dist.get_world_size()
+torch.manual_seed(rank + 7)  # nothing may depend on it
+
+def built(sharded, checkpoint):
+    net = lazy()
+    tlazy.trace(net, tlazy.Spec(8, 2, 9)).materialize(device="meta")
+    if sharded:
+        mesh = init_device_mesh("cpu", (size,))
+        for part in (net[0], net[3], net):
+            fully_shard(part, mesh=mesh)
+    net.to_empty(device="cpu")
+    if checkpoint:
+        tlazy.load(net, weights)
+    else:
+        tlazy.initialize(net, seed=3)
+    return net, net if sharded else torch.nn.parallel.DistributedDataParallel(net)
+
+def gathered(net):
+    full = lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t
+    return {name: full(t.detach()).clone() for name, t in net.state_dict().items()}
+
+def trained(net, model):
+    net[1].eval()  # statistics of a part of the batch would differ
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    data = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x = torch.randn(8, 2, 9, generator=data)
+        y = torch.randn(8, 3, generator=data)
+        mine = slice(rank * 8 // size, (rank + 1) * 8 // size)
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(x[mine]), y[mine]).backward()
+        optimizer.step()
+
+results = {}
+for sharded in (True, False):
+    for checkpoint in (True, False):
+        net, model = built(sharded, checkpoint)
+        before = gathered(net)
+        trained(net, model)
+        results[sharded, checkpoint] = before, gathered(net)
+if rank == 0:
+    torch.save(results, result)
+dist.destroy_process_group()
+"""
+
+
+def launched(folder, size):
+    script, result = folder / "worker.py", folder / f"{size}.pt"
+    script.write_text(textwrap.dedent(WORKER))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={size}", str(script), str(folder / "w.safetensors"), str(result)]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+    return torch.load(result)
+
+
+def lazy():
+    return nn.Sequential(
+        nn.LazyConv1d(5, 3, padding="same", activation="relu"),
+        torch.nn.LazyBatchNorm1d(),
+        torch.nn.Flatten(),
+        nn.LazyLinear(7, activation="tanh"),
+        torch.nn.LazyLinear(3),
+    )
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_row_24_weights_and_steps_do_not_depend_on_the_number_of_processes(tmp_path):
+    expected = lazy()
+    tlazy.materialize(expected, tlazy.Spec(8, 2, 9), seed=3)
+    tlazy.save(expected, tmp_path / "w.safetensors")
+    one, two = launched(tmp_path, 1), launched(tmp_path, 2)
+    for way, (before, after) in one.items():
+        for name, value in expected.state_dict().items():
+            assert torch.equal(before[name], value), (way, name)
+            assert torch.equal(two[way][0][name], value), (way, name)
+            torch.testing.assert_close(two[way][1][name], after[name], rtol=1e-5, atol=1e-6)
+        assert sum(not torch.equal(before[name], after[name]) for name in before) >= 8
+
+
+def test_row_24_what_has_no_initial_values_is_refused():
+    class Scale(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+    net = nn.Sequential(nn.Linear(3, 3), Scale())
+    before = snapshot(net)
+    with pytest.raises(RuntimeError, match=r"1 \(Scale\) has no reset_parameters"):
+        tlazy.initialize(net, seed=0)
+    with pytest.raises(RuntimeError, match=r"2 \(LazyLinear\) is lazy.*tlazy\.materialize"):
+        tlazy.initialize(nn.Sequential(*net, nn.LazyLinear(3)), seed=0)
+    with pytest.raises(RuntimeError, match=r"meta device: call model\.to_empty"):
+        tlazy.initialize(nn.Linear(3, 3, device="meta"), seed=0)
+    assert snapshot(net) == before
+    tlazy.initialize(net, seed=0, init=lambda m: torch.nn.init.ones_(m.weight))
+    assert net[1].weight.tolist() == [1.0] * 3
