@@ -166,7 +166,8 @@ def _table(shown: Iterable[Problem], peers: Sequence[str]) -> str:
 def _table_row(problem: Problem, peers: Sequence[str]) -> list[str]:
     ours = problem.ours[0][1] if problem.ours else None
     share = ours["floor_fraction"] if ours and ours["status"] == "ok" else None
-    name = " + ".join(filter(None, (problem.name or problem.op, problem.activation)))
+    words = (problem.name or problem.op, problem.activation, problem.layout)
+    name = ", ".join(filter(None, words))
     return [
         _plain(name),
         _plain(problem.dtype),
@@ -178,11 +179,10 @@ def _table_row(problem: Problem, peers: Sequence[str]) -> list[str]:
 
 
 def _against(duels: Iterable[Duel], peer: str) -> str:
-    """A peer's medians, one per layout that it was run in."""
-    return "; ".join(map(_one_duel, (duel for duel in duels if duel.peer["peer"] == peer))) or "–"
-
-
-def _one_duel(duel: Duel) -> str:
+    """The peer's median and the speed-up over it, or why there is none."""
+    duel = next((duel for duel in duels if duel.peer["peer"] == peer), None)
+    if duel is None:
+        return "–"
     if duel.speedup is None:
         return _median(duel.peer)
     slower = ", slower" if duel.verdict == "slower" else ""

@@ -61,12 +61,14 @@ class Problem:
     dtype: str
     pass_: str
     activation: str | None
+    layout: str | None
     ours: list[tuple[int, Row]] = field(default_factory=list)
     duels: list[Duel] = field(default_factory=list)
 
     @property
     def label(self) -> str:
-        parts = (self.name or self.op, self.dtype, self.pass_, self.activation)
+        """In words, all but the sizes."""
+        parts = (self.name or self.op, self.dtype, self.pass_, self.activation, self.layout)
         return " · ".join(part for part in parts if part)
 
 
@@ -84,11 +86,7 @@ class Score:
 
 
 def problems(rows: Sequence[Row]) -> list[Problem]:
-    """The rows by problem, in the record's order.
-
-    A peer may be free to choose its layout, so the layout is no part of the problem: a peer is
-    compared with tlazy's row of the same layout, or else with tlazy's first.
-    """
+    """The rows by problem, in the record's order."""
     found: dict[tuple[object, ...], Problem] = {}
     peers: dict[int, list[tuple[int, Row]]] = {}
     for index, row in enumerate(rows):
@@ -128,7 +126,7 @@ def why(row: Row) -> str:
 
 def _key(row: Row) -> tuple[object, ...]:
     sizes = tuple(sorted((name, repr(size)) for name, size in row["shape"].items()))
-    names = ("suite", "op", "problem", "dtype", "pass", "activation")
+    names = ("suite", "op", "problem", "dtype", "pass", "activation", "layout")
     return (*(row[name] for name in names), sizes)
 
 
@@ -141,13 +139,12 @@ def _problem(row: Row) -> Problem:
         dtype=row["dtype"],
         pass_=row["pass"],
         activation=row["activation"],
+        layout=row["layout"],
     )
 
 
 def _duel(problem: Problem, index: int, peer: Row) -> Duel:
-    candidates = [row for _, row in problem.ours]
-    same_layout = [row for row in candidates if row["layout"] == peer["layout"]]
-    ours = next(iter(same_layout or candidates), None)
+    ours = problem.ours[0][1] if problem.ours else None
     if ours is None or ours["status"] != "ok" or peer["status"] != "ok":
         return Duel(index, peer, ours)
     return Duel(

@@ -60,7 +60,7 @@ def _speedups(record: Mapping[str, Any]) -> Figure:
     axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
     axes.axvline(1, color="black", linewidth=1.2)
     _ratio_scale(axes, [duel for _, duel in shown])
-    axes.set_xlabel("peer's median time / tlazy's; whiskers: 20/80% quantiles of both", fontsize=9)
+    axes.set_xlabel("peer's median / tlazy's; whiskers: 20/80% quantiles", fontsize=9)
     axes.set_title(_tally([duel for _, duel in bars], len(shown)), fontsize=9, color=SOFT)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -135,7 +135,7 @@ def _tally(duels: Sequence[Duel], shown: int) -> str:
 
 def _roofline(record: Mapping[str, Any]) -> Figure:
     plot = roofline(record)
-    figure, axes = _figure(record, "Roofline", 5.6)
+    figure, axes = _figure(record, "Roofline", 6.2)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(plot.x.low, plot.x.high)
@@ -158,7 +158,13 @@ def _roofline(record: Mapping[str, Any]) -> Figure:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.has_data():
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.12),
+            ncols=2,
+            fontsize=8.5,
+            frameon=False,
+        )
     return figure
 
 

@@ -127,8 +127,8 @@ def _shape(key: str, value: Any) -> None:
         _text(f"a name in {key}", name)
         if isinstance(entry, str):
             _text(f"{key}.{name}", entry)
-        elif not isinstance(entry, int | type(None)):
-            raise _Malformed(f"{key}.{name}", "a whole number or text", entry)
+        elif entry is not None and not isinstance(entry, bool):
+            _number(f"{key}.{name}", entry)
 
 
 def _or_null(inner: _Check) -> _Check:
