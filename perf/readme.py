@@ -201,9 +201,13 @@ def _tallies(rest: Iterable[Problem]) -> str:
     for problem in rest:
         suites.setdefault(problem.suite, []).append(problem)
     return "\n".join(
-        f"- {_plain(suite)}, {len(members)} problems: {_tally(members) or 'no peer measured'}"
+        f"- {_plain(suite)}, {_problems(len(members))}: {_tally(members) or 'no peer measured'}"
         for suite, members in suites.items()
     )
+
+
+def _problems(count: int) -> str:
+    return f"{count} problem{'' if count == 1 else 's'}"
 
 
 def _tally(members: Iterable[Problem]) -> str:
