@@ -124,10 +124,10 @@ def test_row_24_what_has_no_initial_values_is_refused():
     before = snapshot(net)
     with pytest.raises(RuntimeError, match=r"1 \(Scale\) has no reset_parameters"):
         tlazy.initialize(net, seed=0)
+    assert snapshot(net) == before
     with pytest.raises(RuntimeError, match=r"1 \(LazyLinear\) is lazy.*tlazy\.materialize"):
         tlazy.initialize(nn.Sequential(net[0], nn.LazyLinear(3)), seed=0)
     with pytest.raises(RuntimeError, match=r"meta device: call model\.to_empty"):
         tlazy.initialize(nn.Linear(3, 3, device="meta"), seed=0)
-    assert snapshot(net) == before
     tlazy.initialize(net, seed=0, init=lambda m: torch.nn.init.ones_(m.weight))
     assert net[1].weight.tolist() == [1.0] * 3

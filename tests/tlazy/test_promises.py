@@ -587,6 +587,8 @@ def test_row_19_a_first_call_with_the_wrong_channels_changes_nothing(lib):
         lambda p: p + 1,
         lambda p: torch.nn.init.ones_(p),
         lambda p: p.ndim,
+        lambda p: p.share_memory_(),
+        lambda p: torch.nn.utils.parameters_to_vector([p]),
     ],
 )
 def test_row_20_errors_name_the_path_and_the_next_step(lib, use):

@@ -79,6 +79,9 @@ class _Placeholder(_TorchPlaceholder):
             name = getattr(func, "__name__", func)
             raise ValueError(f"{_no_shape(first)}; {name} needs one") from error
 
+    def share_memory_(self) -> Any:
+        raise RuntimeError(_no_shape(self))
+
     @property
     def shape(self) -> Any:
         raise RuntimeError(_no_shape(self))
