@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from tlazy_kernels import checks
 from tlazy_kernels.configs import TileConfig, pointwise_config, split_rows
-from tlazy_kernels.launch import check_device, sum_splits
+from tlazy_kernels.launch import check_device, metadata, sum_splits
 
 # These derivatives need the input z of the activation; the others are functions of its output y.
 NEEDS_PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
@@ -83,7 +86,17 @@ def _tanh(z):
     return tl.where(tl.abs(z) < 0.25, z * series, large)
 
 
-@triton.jit
+def _epilogue_backward_metadata(
+    grid: tuple, kernel: Any, args: Mapping[str, Any]
+) -> dict[str, Any]:
+    touched = ["grad_ptr"]
+    touched += ["saved_ptr", "out_ptr"] * (args["ACTIVATION"] is not None)
+    touched += ["partial_ptr"] * args["HAS_BIAS"]
+    sizes = f"rows={args['rows']} channels={args['channels']}"
+    return metadata(f"{kernel.name} [{sizes}]", 0, args, *touched)
+
+
+@triton.jit(launch_metadata=_epilogue_backward_metadata)
 def _epilogue_backward_kernel(
     grad_ptr,  # dL/dy, shape (outer, channels, inner)
     saved_ptr,  # z or y, same shape; unread where ACTIVATION is None

@@ -45,10 +45,14 @@ def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
     )
 
 
-def pointwise_config(rows: int, channels: int) -> TileConfig:
-    """The tile for a pass over (rows, channels) elements; there is no contraction."""
+def pointwise_config(rows: int, channels: int, elements: int = 2048) -> TileConfig:
+    """The tile, of that many `elements`, for a pass over (rows, channels); nothing is contracted.
+
+    A thread of 4 warps has 16 of 2048 elements, two 16-byte loads of 16 bits. Kernels that load
+    them one by one keep an address for each, and take half as many.
+    """
     cols = _tile(channels, 32)
-    return TileConfig(rows=_tile(rows, 2048 // cols), cols=cols, depth=1)
+    return TileConfig(rows=_tile(rows, elements // cols), cols=cols, depth=1)
 
 
 def split_rows(rows: int, tiles: int, step: int) -> tuple[int, int]:

@@ -8,7 +8,8 @@ group (depthwise) has no contraction over channels and goes to depthwise.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -18,11 +19,21 @@ from torch import Tensor
 from tlazy_kernels import checks, depthwise
 from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig, dot_config, split_rows
-from tlazy_kernels.launch import check_device, dot_precision, sum_splits
+from tlazy_kernels.launch import check_device, dot_precision, metadata, sum_splits
 from tlazy_kernels.positions import source_position
 
 
-@triton.jit
+def _conv1d_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    touched = ["x_ptr", "weight_ptr", "y_ptr"]
+    touched += ["bias_ptr"] * args["HAS_BIAS"]
+    touched += ["preactivation_ptr"] * args["SAVE_PREACTIVATION"]
+    # Each weight meets each of the shorter side's positions, those in the padding too.
+    positions = args["x_ptr" if args["TRANSPOSED"] else "y_ptr"].shape
+    flops = 2 * positions[0] * positions[2] * args["weight_ptr"].numel()
+    return metadata(f"{kernel.name} [{_sizes(args)}]", flops, args, *touched)
+
+
+@triton.jit(launch_metadata=_conv1d_metadata)
 def _conv1d_kernel(
     x_ptr,  # shape (N, groups * C, length)
     weight_ptr,  # element (group, f, c, tap), by four strides
@@ -97,7 +108,19 @@ def _conv1d_kernel(
     tl.store(y_ptr + target, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+def _conv1d_grad_weight_metadata(
+    grid: tuple, kernel: Any, args: Mapping[str, Any]
+) -> dict[str, Any]:
+    flops = 2 * args["rows"] * args["groups"] * args["F"] * args["C"] * args["taps"]
+    name = f"{kernel.name} [{_sizes(args)}]"
+    return metadata(name, flops, args, "grad_ptr", "x_ptr", "out_ptr")
+
+
+def _sizes(args: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={args[name]}" for name in ("rows", "C", "F", "taps", "stride"))
+
+
+@triton.jit(launch_metadata=_conv1d_grad_weight_metadata)
 def _conv1d_grad_weight_kernel(
     grad_ptr,  # g = dL/dz, shape (N, groups * F, out_length)
     x_ptr,  # shape (N, groups * C, length)

@@ -6,6 +6,9 @@ memory-bound, no dot. conv1d.py checks arguments, allocates and calls in here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -13,11 +16,19 @@ from torch import Tensor
 
 from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig, pointwise_config, split_rows
-from tlazy_kernels.launch import sum_splits
+from tlazy_kernels.launch import metadata, sum_splits
 from tlazy_kernels.positions import source_position
 
 
-@triton.jit
+def _depthwise_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    touched = ["x_ptr", "weight_ptr", "y_ptr"]
+    touched += ["bias_ptr"] * args["HAS_BIAS"]
+    touched += ["preactivation_ptr"] * args["SAVE_PREACTIVATION"]
+    outputs = args["x_ptr" if args["TRANSPOSED"] else "y_ptr"].numel()
+    return metadata(f"{kernel.name} [{_sizes(args)}]", 2 * outputs * args["taps"], args, *touched)
+
+
+@triton.jit(launch_metadata=_depthwise_metadata)
 def _depthwise_kernel(
     x_ptr,  # shape (N, C_in, length); C_out channels where TRANSPOSED
     weight_ptr,  # shape (C_out, 1, taps)
@@ -92,7 +103,19 @@ def _depthwise_kernel(
     tl.store(y_ptr + target, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+def _depthwise_grad_weight_metadata(
+    grid: tuple, kernel: Any, args: Mapping[str, Any]
+) -> dict[str, Any]:
+    flops = 2 * args["rows"] * args["channels"] * args["taps"]
+    name = f"{kernel.name} [{_sizes(args)}]"
+    return metadata(name, flops, args, "grad_ptr", "x_ptr", "out_ptr")
+
+
+def _sizes(args: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={args[name]}" for name in ("rows", "channels", "taps", "stride"))
+
+
+@triton.jit(launch_metadata=_depthwise_grad_weight_metadata)
 def _depthwise_grad_weight_kernel(
     grad_ptr,  # g = dL/dz, shape (N, C_out, out_length)
     x_ptr,  # shape (N, C_in, length)
@@ -170,7 +193,7 @@ def convolve(
         return
     batch, channels, out_length = y.shape
     rows = batch * out_length
-    config = config or pointwise_config(rows, channels)
+    config = config or pointwise_config(rows, channels, elements=1024)
     with torch.cuda.device_of(x):
         _depthwise_kernel[(triton.cdiv(rows, config.rows) * triton.cdiv(channels, config.cols),)](
             x,
@@ -216,7 +239,7 @@ def correlate(
     channels, _, taps = shape
     batch, _, out_length = grad.shape
     rows = batch * out_length
-    config = config or pointwise_config(rows, channels)
+    config = config or pointwise_config(rows, channels, elements=1024)
     tiles = triton.cdiv(channels, config.cols) * taps
     splits, rows_per_split = split_rows(rows, tiles, config.rows)
     partials = grad.new_empty((splits, *shape), dtype=torch.float32)

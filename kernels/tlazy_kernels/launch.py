@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import triton
@@ -32,6 +34,35 @@ def dot_precision(dtype: torch.dtype, family: Literal["matmul", "conv"]) -> str:
         return "ieee"
     switch = torch.backends.cuda.matmul if family == "matmul" else torch.backends.cudnn.conv  # type: ignore[attr-defined]
     return "tf32" if switch.fp32_precision == "tf32" else "tf32x3"
+
+
+def metadata(name: str, flops: int, args: Mapping[str, Any], *touched: str) -> dict[str, Any]:
+    """What a profiler (Triton's proton) shows of one launch.
+
+    A kernel's ``launch_metadata`` function calls it, which Triton does only where a profiler asks.
+
+    Args:
+        name: of the kernel, and what tells its launches apart.
+        flops: 2 for each multiply-add with an element that exists.
+        args: the launch's arguments by name.
+        touched: names of the tensors that the kernel reads or writes; the first one's dtype is
+            that of the arithmetic.
+
+    Returns:
+        ``name``, ``flops16`` or ``flops32``, and ``bytes``: each element of a tensor once,
+        however often tiles come back to it.
+    """
+    tensors = [args[argument] for argument in touched]
+    return {
+        "name": name,
+        f"flops{8 * tensors[0].element_size()}": flops,
+        "bytes": sum(_distinct_elements(x) * x.element_size() for x in tensors),
+    }
+
+
+def _distinct_elements(x: torch.Tensor) -> int:
+    """Elements in memory: a dimension of stride 0 has one."""
+    return math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
 
 
 def check_device(x: torch.Tensor) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -10,10 +13,18 @@ from torch import Tensor
 from tlazy_kernels import checks
 from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig, dot_config, split_rows
-from tlazy_kernels.launch import check_device, dot_precision, sum_splits
+from tlazy_kernels.launch import check_device, dot_precision, metadata, sum_splits
 
 
-@triton.jit
+def _matmul_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    touched = ["a_ptr", "b_ptr", "out_ptr"]
+    touched += ["bias_ptr"] * args["HAS_BIAS"]
+    touched += ["preactivation_ptr"] * args["SAVE_PREACTIVATION"]
+    M, N, K = (args[size] for size in "MNK")
+    return metadata(f"{kernel.name} [M={M} N={N} K={K}]", 2 * M * N * K, args, *touched)
+
+
+@triton.jit(launch_metadata=_matmul_metadata)
 def _matmul_kernel(
     a_ptr,  # shape (M, K)
     b_ptr,  # shape (K, N)

@@ -1,0 +1,164 @@
+"""The launches that are looked at without a GPU: every kernel, at sizes that its users have.
+
+The sizes are large, as where speed matters: on meta tensors they cost nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlazy_kernels import activations, checks, conv1d, linear, roofline
+from tlazy_kernels.configs import TileConfig, dot_config
+from tlazy_kernels.roofline import Cost
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of a launcher, to be recorded, and what it must cost at least."""
+
+    name: str
+    call: Callable[[], Any]
+    least: Cost
+
+
+def cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Every kernel once, with the tiles that it chooses itself and its costliest epilogue."""
+    yield from _linear(dtype, rows=131_072, inputs=1024, outputs=1024, activation="gelu")
+    yield from _conv1d("conv1d", dtype, (32, 128, 32_768), (128, 128, 9), activation="gelu")
+    yield from _conv1d("depthwise", dtype, (32, 2048, 4096), (2048, 1, 4), activation="gelu")
+    yield _epilogue(dtype, "gelu")
+
+
+def thorough_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """All activations, all tiles that the chooser may pick, and other layouts and sizes."""
+    yield from cases(dtype)
+    for name in (None, *(a for a in checks.ACTIVATIONS if a != "gelu")):
+        named: dict[str, Any] = {"activation": name, "tag": f" {name}"}
+        yield from _forward_only(_linear(dtype, 131_072, 1024, 1024, **named))
+        for noun, weight in (("conv1d", (2048, 32, 3)), ("depthwise", (2048, 1, 4))):
+            yield from _forward_only(_conv1d(noun, dtype, (32, 2048, 4096), weight, **named))
+        yield _epilogue(dtype, name)
+    for config in shipped_dot_configs(dtype.itemsize):
+        tag = f" {config.rows}x{config.cols}x{config.depth}"
+        tile: dict[str, Any] = {"config": config, "activation": "gelu", "tag": tag}
+        yield from _linear(dtype, 131_072, 1024, 1024, **tile)
+        yield from _conv1d("conv1d", dtype, (32, 128, 32_768), (128, 128, 9), **tile)
+    yield from _linear(dtype, rows=8, inputs=1000, outputs=10, activation=None, tag=" small")
+    yield from _conv1d(
+        "conv1d", dtype, (32, 100, 1021), (60, 25, 3), stride=2, activation="relu", tag=" odd"
+    )
+    yield from _conv1d(
+        "depthwise", dtype, (32, 33, 1021), (66, 1, 31), stride=2, activation="relu", tag=" odd"
+    )
+
+
+def shipped_dot_configs(itemsize: int) -> list[TileConfig]:
+    """Every tile that ``dot_config`` can give for elements of this size."""
+    sides = (16, 32, 64, 128)
+    found = {dot_config(*sizes, itemsize) for sizes in itertools.product(sides, sides, (16, 32))}
+    return sorted(found, key=lambda config: (config.rows, config.cols, config.depth))
+
+
+def _forward_only(found: Iterator[Case]) -> Iterator[Case]:
+    return (case for case in found if "forward" in case.name)
+
+
+def _linear(
+    dtype: torch.dtype,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    *,
+    activation: str | None,
+    config: TileConfig | None = None,
+    tag: str = "",
+) -> Iterator[Case]:
+    x, weight, bias, grad = (
+        _meta(*shape, dtype=dtype)
+        for shape in ((rows, inputs), (outputs, inputs), (outputs,), (rows, outputs))
+    )
+    sizes = (rows, outputs, inputs, dtype)
+    yield Case(
+        f"linear_forward{tag}",
+        lambda: linear.linear_forward(
+            x, weight, bias, activation=activation, save_preactivation=True, config=config
+        ),
+        roofline.linear_forward(*sizes, bias=True, save_preactivation=True),
+    )
+    yield Case(
+        f"linear_grad_input{tag}",
+        lambda: linear.linear_grad_input(grad, weight, config=config),
+        roofline.linear_grad_input(*sizes),
+    )
+    yield Case(
+        f"linear_grad_weight{tag}",
+        lambda: linear.linear_grad_weight(grad, x, config=config),
+        roofline.linear_grad_weight(*sizes),
+    )
+
+
+def _conv1d(
+    noun: str,
+    dtype: torch.dtype,
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    *,
+    activation: str | None,
+    stride: int = 1,
+    config: TileConfig | None = None,
+    tag: str = "",
+) -> Iterator[Case]:
+    """The three passes of a convolution whose output, at stride 1, is as long as its input."""
+    taps, groups, length = weight_shape[2], x_shape[1] // weight_shape[1], x_shape[2]
+    settings = (stride, ((taps - 1) // 2, taps // 2), 1, groups)
+    x, weight = (_meta(*shape, dtype=dtype) for shape in (x_shape, weight_shape))
+    bias = _meta(weight_shape[0], dtype=dtype)
+    shape = checks.conv1d_shape(x, weight, bias, *settings, activation)
+    grad = _meta(*shape, dtype=dtype)
+    costs: dict[str, Any] = {"dtype": dtype, "out_length": shape[2]}
+    yield Case(
+        f"{noun}_forward{tag}",
+        lambda: conv1d.conv1d_forward(
+            x,
+            weight,
+            bias,
+            *settings,
+            activation=activation,
+            save_preactivation=True,
+            config=config,
+        ),
+        roofline.conv1d_forward(x_shape, weight_shape, **costs, bias=True, save_preactivation=True),
+    )
+    yield Case(
+        f"{noun}_grad_input{tag}",
+        lambda: conv1d.conv1d_grad_input(grad, weight, length, *settings, config=config),
+        roofline.conv1d_grad_input(x_shape, weight_shape, **costs),
+    )
+    yield Case(
+        f"{noun}_grad_weight{tag}",
+        lambda: conv1d.conv1d_grad_weight(grad, x, taps, *settings, config=config),
+        roofline.conv1d_grad_weight(x_shape, weight_shape, **costs),
+    )
+
+
+def _epilogue(dtype: torch.dtype, activation: str | None) -> Case:
+    shape = (32, 128, 32_768)
+    grad = _meta(*shape, dtype=dtype)
+    saved = grad if activation else None
+    return Case(
+        f"epilogue_backward {activation}",
+        lambda: activations.epilogue_backward(grad, saved, activation, bias=True),
+        roofline.epilogue_backward(shape, dtype, activation=activation is not None),
+    )
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,0 +1,93 @@
+"""Reads what the compiler made: registers, stack, and how many instructions of each kind.
+
+NVIDIA's are read from the cubin with the ``cuobjdump`` and ``nvdisasm`` that come with Triton,
+AMD's from the assembly that the binary was made of.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import triton
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+# What each instruction counts as; the first pattern that matches decides.
+NVIDIA_KINDS = {
+    "wgmma": r"[HQIB]GMMA",
+    "tcgen05": r"UTC\w*MMA",
+    "mma": r"[HQIBD]MMA",
+    "bulk copy": r"UTMALDG|UBLKCP",
+    "async copy": r"LDGSTS",
+    "load 16": r"LDG\.\S*\.128",
+    "load 8": r"LDG\.\S*\.64",
+    "load 2": r"LDG\.\S*\.[US]16",
+    "load 1": r"LDG\.\S*\.[US]8",
+    "load 4": r"LDG\.",
+    "store 2": r"STG\.\S*\.[US]16",
+    "store 1": r"STG\.\S*\.[US]8",
+    "store": r"STG\.|UTMASTG",
+    "local": r"LDL|STL",
+    "setmaxnreg": r"USETMAXREG",
+}
+AMD_KINDS = {
+    "mfma": r"v_s?mfmac?_",
+    "async copy": r"(buffer|global)_load_\S+ .*\blds\b|global_load_lds",
+    "load 16": r"(buffer|global)_load_dwordx4",
+    "load 8": r"(buffer|global)_load_dwordx2",
+    "load 2": r"(buffer|global)_load_\S*short",
+    "load 1": r"(buffer|global)_load_\S*byte",
+    "load 4": r"(buffer|global)_load_dword",
+    "store 2": r"(buffer|global)_store_short",
+    "store 1": r"(buffer|global)_store_byte",
+    "store": r"(buffer|global)_store",
+    "local": r"scratch_(load|store)",
+}
+
+
+def usage(asm: Mapping[str, Any]) -> tuple[int, int]:
+    """(registers, bytes of stack) a thread; spilled registers count as stack."""
+    if "amdgcn" in asm:
+        found = dict(re.findall(r"\.(\w+):\s+(\d+)", asm["amdgcn"]))
+        spilled = int(found["vgpr_spill_count"]) + int(found["sgpr_spill_count"])
+        return int(found["vgpr_count"]), int(found["private_segment_fixed_size"]) + 4 * spilled
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _run("cuobjdump", asm, "-res-usage")))
+    return int(found["REG"]), int(found["STACK"]) + int(found["LOCAL"])
+
+
+def instruction_mix(asm: Mapping[str, Any]) -> dict[str, int]:
+    """How many instructions of each kind that matters stand in the binary; only those there are.
+
+    Kinds: the matrix units' (``wgmma``, ``tcgen05``, ``mma``, ``mfma``); copies from global to
+    shared memory (``bulk copy``, ``async copy``); global loads and stores, with the bytes that one
+    thread moves; ``local`` for spills; ``setmaxnreg``, by which specialized warps trade registers.
+    """
+    if "amdgcn" in asm:
+        return count_kinds(asm["amdgcn"], AMD_KINDS)
+    return count_kinds(_run("nvdisasm", asm, "-c"), NVIDIA_KINDS)
+
+
+def count_kinds(text: str, kinds: Mapping[str, str]) -> dict[str, int]:
+    """Count the lines of assembly by the first of `kinds` whose pattern they hold."""
+    any_kind = re.compile("|".join(rf"(?P<k{i}>\b(?:{p}))" for i, p in enumerate(kinds.values())))
+    names = dict(zip((f"k{i}" for i in range(len(kinds))), kinds, strict=True))
+    found: Counter[str] = Counter()
+    for line in text.splitlines():
+        match = any_kind.search(line)
+        if match:
+            found[names[str(match.lastgroup)]] += 1
+    return dict(sorted(found.items()))
+
+
+def _run(tool: str, asm: Mapping[str, Any], option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        command = [str(TOOLS / tool), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

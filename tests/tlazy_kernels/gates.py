@@ -1,0 +1,123 @@
+"""What every compiled kernel must keep to, and the stated exceptions with their reasons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import triton
+
+from tlazy_kernels.offline import Compiled
+from tlazy_kernels.targets import TARGETS
+
+# The matrix units' instruction of each target. Those of sm_90 and sm_100 take 64 rows or more;
+# smaller tiles use sm_80's there.
+MATRIX_INSTRUCTIONS = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
+FULL_ROWS = 64
+
+_SHIFTED = (
+    "a tap shifts 2-byte samples by less than the 4 bytes that the smallest asynchronous copy takes"
+    " and aligns to, and the weight's filters lie in_channels * taps apart; packing it would cost"
+    " a launch for each call"
+)
+
+# Products of 16-bit elements whose operands reach shared memory through registers, and why.
+WITHOUT_ASYNC_COPIES = {"_conv1d_kernel": _SHIFTED}
+
+# Global loads of 2 bytes that may stand in the binary of a kernel with 16-bit elements, of which
+# each is one tile's share of a thread: any more would be a layout that got worse. In float32 no
+# load may be that narrow.
+NARROW_LOADS = {
+    "_matmul_kernel": 0,
+    "_epilogue_backward_kernel": 0,
+    "_conv1d_kernel": 48,  # the samples and the weight, both as above
+    "_conv1d_grad_weight_kernel": 16,  # the samples
+    "_depthwise_kernel": 20,  # the samples, and the weight's 4 taps, which lie side by side
+    "_depthwise_grad_weight_kernel": 32,  # the samples and the gradient, which have two lengths
+}
+
+# Cases of the catalogue whose sizes leave no alignment to use.
+UNALIGNED = (" small", " odd")
+
+# Registers that a build may differ by from its baseline, for ptxas versions of one Triton version.
+REGISTER_TOLERANCE = 8
+BASELINES = Path(__file__).with_name("registers.json")
+
+Gate = Callable[[Compiled], Iterator[str]]
+
+
+def shared_memory(row: Compiled) -> Iterator[str]:
+    limit = TARGETS[row.target].shared_limit
+    if row.shared > limit:
+        yield f"{row.shared} bytes of shared memory, more than {limit}"
+
+
+def stack(row: Compiled) -> Iterator[str]:
+    if row.stack or row.mix.get("local"):
+        yield f"{row.stack} bytes of stack, {row.mix.get('local', 0)} local loads and stores"
+
+
+def matrix_units(row: Compiled) -> Iterator[str]:
+    used = {kind for kind in MATRIX_INSTRUCTIONS.values() if row.mix.get(kind)}
+    own = MATRIX_INSTRUCTIONS[row.target]
+    small = "mma" if own in ("wgmma", "tcgen05") else own
+    wanted = own if row.product_rows >= FULL_ROWS else small
+    if row.product_rows and used != {wanted}:
+        yield f"a product of {row.product_rows} rows by {sorted(used) or 'none'}, not {wanted}"
+
+
+def asynchronous_copies(row: Compiled) -> Iterator[str]:
+    """Only NVIDIA's GPUs copy from global to shared memory on their own; AMD's pass registers."""
+    copies = row.mix.get("async copy", 0) + row.mix.get("bulk copy", 0)
+    exempt = row.dtype != "float32" and row.kernel in WITHOUT_ASYNC_COPIES
+    nvidia = TARGETS[row.target].gpu.backend == "cuda"
+    if row.product_rows and nvidia and not copies and not exempt and not _narrow_by_nature(row):
+        yield "no asynchronous copy feeds the product"
+
+
+def narrow_loads(row: Compiled) -> Iterator[str]:
+    found = row.mix.get("load 1", 0) + row.mix.get("load 2", 0)
+    budget = 0 if row.dtype == "float32" else NARROW_LOADS.get(row.kernel, 0)
+    if found > budget and not _narrow_by_nature(row):
+        yield f"{found} global loads of 2 bytes or less, more than {budget}"
+
+
+def _narrow_by_nature(row: Compiled) -> bool:
+    """Sizes that are no multiple of 16 bytes, and tiles of which a thread loads one element."""
+    return row.name.endswith(UNALIGNED) or (row.product_rows > 0 and row.operand_bytes < 4)
+
+
+def specialization(row: Compiled) -> Iterator[str]:
+    if row.specialized and not row.mix.get("setmaxnreg"):
+        yield "warp specialization is asked for, and no warp trades registers"
+
+
+def scratch_memory(row: Compiled) -> Iterator[str]:
+    if row.scratch and not row.allocates:
+        yield f"{row.scratch} bytes of scratch memory, and the launcher has set no allocator"
+
+
+def registers(row: Compiled) -> Iterator[str]:
+    """Where there is a baseline for this version of Triton."""
+    version = ".".join(triton.__version__.split(".")[:2])
+    baseline = json.loads(BASELINES.read_text()).get(version, {}).get(" ".join(row.key))
+    if baseline is not None and row.registers > baseline + REGISTER_TOLERANCE:
+        yield f"{row.registers} registers, with Triton {version} there were {baseline}"
+
+
+GATES: tuple[Gate, ...] = (
+    shared_memory,
+    stack,
+    matrix_units,
+    asynchronous_copies,
+    narrow_loads,
+    specialization,
+    scratch_memory,
+    registers,
+)
+
+
+def breaches(row: Compiled) -> list[str]:
+    """What is wrong with a compiled kernel, each by its gate's name; nothing is as it should be."""
+    return [f"{gate.__name__}: {found}" for gate in GATES for found in gate(row)]

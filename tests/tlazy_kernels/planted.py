@@ -1,0 +1,96 @@
+"""Compiles kernels with one defect each, and prints what came out as JSON.
+
+Run as a program, where the interpreter is off: ``python -m tests.tlazy_kernels.planted``. All are
+of sm_90, and ``sound`` ones have no defect: each gate lets something pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import torch
+import triton
+import triton.language as tl
+
+from tlazy_kernels.linear import linear_forward
+from tlazy_kernels.offline import Compiled, compiled
+from tlazy_kernels.recording import Launch, recorded
+
+
+@triton.jit
+def _descriptor_matmul_kernel(
+    a_ptr,  # shape (M, K)
+    b_ptr,  # shape (N, K)
+    out_ptr,  # A @ B^T, shape (M, N)
+    M,
+    N,
+    K,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPECIALIZED: tl.constexpr,
+):
+    a = tl.make_tensor_descriptor(a_ptr, [M, K], [K, 1], [BLOCK_M, BLOCK_K])
+    b = tl.make_tensor_descriptor(b_ptr, [N, K], [K, 1], [BLOCK_N, BLOCK_K])
+    out = tl.make_tensor_descriptor(out_ptr, [M, N], [N, 1], [BLOCK_M, BLOCK_N])
+    m, n = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in tl.range(0, K, BLOCK_K, warp_specialize=SPECIALIZED):
+        acc = tl.dot(a.load([m, k]), b.load([n, k]).T, acc)
+    out.store([m, n], acc.to(out_ptr.dtype.element_ty))
+
+
+def _by_descriptors(
+    *, specialized: bool = False, rows: int = 128, num_warps: int = 4, allocates: bool = True
+) -> Launch:
+    a, b, out = (torch.empty(1024, 1024, dtype=torch.bfloat16, device="meta") for _ in range(3))
+    values = {"a_ptr": a, "b_ptr": b, "out_ptr": out, "M": 1024, "N": 1024, "K": 1024}
+    blocks = {"BLOCK_M": rows, "BLOCK_N": 128, "BLOCK_K": 64, "SPECIALIZED": specialized}
+    options = {"num_warps": num_warps, "num_stages": 3}
+    return Launch(_descriptor_matmul_kernel, values | blocks, options, allocates)
+
+
+def _linear(dtype: torch.dtype = torch.bfloat16, inputs: int = 1024, **changes: object) -> Launch:
+    """The launch of linear_forward, with some of its arguments or options changed."""
+    x, weight = (torch.empty(1024, inputs, dtype=dtype, device="meta") for _ in range(2))
+    with recorded() as recording:
+        linear_forward(x, weight, activation="gelu")
+    (launch,) = recording.launches
+    options = launch.options | {k: v for k, v in changes.items() if k.startswith(("num", "maxn"))}
+    values = launch.values | {k: v for k, v in changes.items() if k not in options}
+    return Launch(launch.kernel, values, options)
+
+
+def planted() -> Iterator[tuple[str, str, Launch]]:
+    """(the gate that must catch it, dtype, launch)."""
+    huge = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "num_stages": 4, "num_warps": 8}
+    yield "shared_memory", "bfloat16", _linear(**huge)
+    yield "stack", "bfloat16", _linear(BLOCK_M=128, BLOCK_N=256, num_warps=8, maxnreg=160)
+    yield "matrix_units", "float32", _linear(torch.float32, PRECISION="ieee", BLOCK_K=16)
+    yield "matrix_units", "bfloat16", _linear(num_warps=2)
+    yield "asynchronous_copies", "bfloat16", _linear(num_stages=1)
+    yield "narrow_loads", "bfloat16", _linear(inputs=1023)
+    yield "specialization", "bfloat16", _by_descriptors(specialized=True, num_warps=8)
+    yield "scratch_memory", "bfloat16", _by_descriptors(allocates=False)
+    yield "sound", "bfloat16", _linear()
+    yield "sound", "bfloat16", _by_descriptors()
+    yield "sound", "bfloat16", _by_descriptors(specialized=True)
+
+
+def main() -> None:
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+    def row(item: tuple[str, str, Launch]) -> Compiled:
+        gate, dtype, launch = item
+        return compiled(gate, "sm_90", dtype, launch)
+
+    with ThreadPoolExecutor(2) as pool:
+        print(json.dumps([asdict(found) for found in pool.map(row, list(planted()))]))
+
+
+if __name__ == "__main__":
+    main()
