@@ -1,4 +1,4 @@
-"""The command line: `tlazy train`, `tlazy predict`, `tlazy trace`, `tlazy info`."""
+"""The command line: `tlazy train`, `predict`, `trace`, `bench` and `info`."""
 
 from __future__ import annotations
 
@@ -144,6 +144,84 @@ def trace(
     if model not in MODELS:
         raise UserError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
     print(trace_model(model, MODELS[model](classes), sizes))
+
+
+@app.command()
+def bench(
+    op: Annotated[
+        str | None,
+        typer.Argument(metavar="[OP]", help="linear, conv1d, depthwise, conv_transpose1d, model."),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZES",
+            help="Of OP, such as 8192,4096,4096 (m,n,k) or 32,64,1000,128,3,padding=same.",
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="goals, kernelbench, models or sweep.",
+            show_default="goals, without --shape",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="float32, float16, bfloat16 or float64."),
+    ] = None,
+    passes: Annotated[
+        str | None, typer.Option("--pass", metavar="NAME", help="forward, backward or full.")
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Fused activation, or none.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Memory of a convolution's input: ncl, nlc.")
+    ] = None,
+    peer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="eager, compile, eager-channels-last, cudnn-benchmark, cublaslt, causal-conv1d, "
+            "fla.",
+            show_default="those that fit; on a CPU eager",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Sizes of a suite: full or small.", show_default="small on a CPU"
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the record, after every row.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report to read in a browser.")
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Name what is worse than in this record; exit code 1."),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Search tiles instead, and write them as JSON.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", help="Start nothing new after so many.")
+    ] = None,
+) -> int:
+    """Measure kernels beside their peers; each is checked against float64 first."""
+    from tlazy.bench import command
+    from tlazy.bench.command import Options
+
+    options = Options(
+        *(op, shape, suite, dtype, passes, activation, layout, peer, device, scale),
+        *(json, html, compare, tune, minutes),
+    )
+    return command.run(options, command.command_line(sys.argv[1:]))
 
 
 @app.command()

@@ -1,0 +1,306 @@
+"""What ``tlazy bench`` does: check everything it was asked for, measure, show, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlazy.bench import machine, peers, record, suites, tuning
+from tlazy.bench.measuring import DeviceLost, Settings, measure
+from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, Linear
+from tlazy.bench.record import Record
+from tlazy.bench.suites import Problem
+from tlazy.errors import UserError
+from tlazy.run import pick_device
+from tlazy_kernels.reference import ACTIVATIONS
+from tlazy_kernels.roofline import Precision
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+SCALES = ("full", "small")
+EXTRA = "pip install 'tlazy[plot]'"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks of ``tlazy bench``; see the command's help. None: not given."""
+
+    op: str | None = None
+    shape: str | None = None
+    suite: str | None = None
+    dtype: str | None = None
+    passes: str | None = None
+    activation: str | None = None
+    layout: str | None = None
+    peer: str | None = None
+    device: str = "auto"
+    scale: str | None = None
+    json: Path | None = None
+    html: Path | None = None
+    compare: Path | None = None
+    tune: bool = False
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options that were found sound, ready to run."""
+
+    problems: list[Problem]
+    settings: Settings
+    old: dict[str, Any] | None
+
+
+def plan(options: Options) -> Plan:
+    """Check all options, before anything is measured or written.
+
+    Raises:
+        UserError: for the first that is wrong.
+    """
+    _check_choices(options)
+    if options.minutes is not None and not 0 < options.minutes < float("inf"):
+        raise UserError(f"--minutes must be positive and finite, got {options.minutes}")
+    if options.tune and not torch.cuda.is_available():
+        raise UserError("--tune searches tiles on a GPU, and torch sees none here")
+    device = pick_device(options.device)
+    if options.tune and device.type != "cuda":
+        raise UserError("--tune searches tiles on a GPU: leave --device cpu out")
+    names = None if options.peer is None else peers.parse_peers(options.peer, device)
+    problems = _problems(options, device)
+    _check_outputs(options)
+    deadline = float("inf")
+    if options.minutes is not None:
+        deadline = time.monotonic() + 60 * options.minutes
+    old = None
+    if options.compare is not None:
+        old = record.load(options.compare)
+        record.check_same_device(old["machine"], machine.machine(device))
+    return Plan(problems, Settings(device, peers=names, deadline=deadline), old)
+
+
+def run(options: Options, command: str) -> int:
+    """Do what the options ask for, and return the exit code.
+
+    0: done. 1: ``--compare`` found something slower or wrong. Ctrl-C is passed on, after the table
+    of what was measured until then.
+    """
+    from tlazy.bench import table
+
+    checked = plan(options)
+    device = checked.settings.device
+    if options.tune:
+        return _tune(options, checked)
+    print(_first_line(device), flush=True)
+    ceilings = machine.measure_ceilings(device, precisions(checked.problems, device))
+    result = Record(command, device, ceilings, options.json)
+    result.write()
+    interrupted = False
+    try:
+        with table.progress(checked.problems) as notify:
+            settings = dataclasses.replace(checked.settings, notify=notify)
+            if measure(checked.problems, result, settings):
+                result.finish()
+    except KeyboardInterrupt:
+        interrupted = True
+    except DeviceLost as error:
+        print(f"tlazy bench: {error}", file=sys.stderr)
+    table.show(result.content)
+    _write_html(options.html, result.content)
+    if interrupted:
+        raise KeyboardInterrupt
+    if checked.old is None:
+        return 0
+    flagged = record.compare(checked.old, result.content)
+    common = record.common(checked.old, result.content)
+    table.show_flagged(flagged, common, options.compare)
+    return 1 if flagged else 0
+
+
+def precisions(problems: Iterable[Problem], device: torch.device) -> list[Precision]:
+    """The precisions whose ceilings the floors of `problems` need."""
+    found = {
+        machine.precision_of(problem.dtype, device, problem.operation.op) for problem in problems
+    }
+    return sorted(found)
+
+
+def suite_problems(
+    name: str, device: torch.device, scale: str | None = None, dtype: torch.dtype | None = None
+) -> list[Problem]:
+    """A suite as it is measured on `device`: on a CPU small, and in float32 unless `dtype`."""
+    problems = list(suites.SUITES[name]())
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
+    if dtype is not None:
+        problems = [dataclasses.replace(problem, dtype=dtype) for problem in problems]
+    small = scale == "small" if scale else device.type == "cpu"
+    return [problem.small() for problem in problems] if small else problems
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raise UserError unless a file can be put at `path`; nothing is created."""
+    folder = path.parent
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder")
+    if not folder.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path}: cannot write to the folder {folder}")
+
+
+def _check_choices(options: Options) -> None:
+    for option, value, choices in (
+        ("OP", options.op, tuple(suites.BUILDERS)),
+        ("--suite", options.suite, tuple(suites.SUITES)),
+        ("--dtype", options.dtype, tuple(DTYPES)),
+        ("--pass", options.passes, PASSES),
+        ("--activation", options.activation, ("none", *ACTIVATIONS)),
+        ("--layout", options.layout, LAYOUTS),
+        ("--scale", options.scale, SCALES),
+    ):
+        if value is not None and value not in choices:
+            raise UserError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _problems(options: Options, device: torch.device) -> list[Problem]:
+    """The problems that the options choose."""
+    dtype = None if options.dtype is None else DTYPES[options.dtype]
+    if options.shape is None:
+        found = suite_problems(options.suite or _suite_of(options.op), device, options.scale, dtype)
+        found = [p for p in found if options.op in (None, p.operation.op)]
+        if not found:
+            raise UserError(f"the suite {options.suite or 'goals'} has no problem of {options.op}")
+    else:
+        found = [_one_problem(options, device, dtype)]
+    if options.passes is not None:
+        which: Any = options.passes
+        found = [dataclasses.replace(problem, passes=(which,)) for problem in found]
+    return [_adjusted(problem, options) for problem in found]
+
+
+def _suite_of(op: str | None) -> str:
+    """The suite for an operation alone: whole networks are in `models` only."""
+    return "models" if op == "model" else "goals"
+
+
+def _one_problem(options: Options, device: torch.device, dtype: torch.dtype | None) -> Problem:
+    if options.op is None:
+        raise UserError(f"--shape needs an operation: one of {', '.join(suites.BUILDERS)}")
+    for option, value in (("--suite", options.suite), ("--scale", options.scale)):
+        if value is not None:
+            raise UserError(f"{option} and --shape exclude each other")
+    operation = suites.parse_shape(options.op, options.shape or "")
+    if dtype is None:
+        networks_and_cpus = operation.op == "model" or device.type == "cpu"
+        dtype = torch.float32 if networks_and_cpus else torch.bfloat16
+    problem = Problem("shape", f"{operation.op} {options.shape}", operation, dtype)
+    _check_memory(problem, device)
+    return problem
+
+
+def _check_memory(problem: Problem, device: torch.device) -> None:
+    """Refuse what cannot fit: inputs, outputs and gradients, and the same again in float64."""
+    needed = problem.operation.cost(problem.dtype, "full").bytes
+    needed += problem.operation.cost(torch.float64, "full").bytes
+    there = machine.machine(device)["memory_bytes"]
+    if needed > there:
+        raise UserError(
+            f"--shape needs about {needed / 2**30:,.0f} GiB with its check in float64; "
+            f"{device.type} has {there / 2**30:,.0f} GiB"
+        )
+
+
+def _adjusted(problem: Problem, options: Options) -> Problem:
+    """The problem with the activation and the layout that the options ask for."""
+    changes: dict[str, Any] = {}
+    operation = problem.operation
+    if options.activation is not None:
+        if type(operation) not in (Linear, Conv1d):
+            raise UserError(f"--activation is not for {operation.op} ({problem.name})")
+        changes["activation"] = None if options.activation == "none" else options.activation
+    if options.layout is not None:
+        if operation.layout is None:
+            raise UserError(f"--layout is not for {operation.op} ({problem.name})")
+        changes["layout"] = options.layout
+    replaced: Any = operation
+    return dataclasses.replace(problem, operation=dataclasses.replace(replaced, **changes))
+
+
+def _check_outputs(options: Options) -> None:
+    given = [("--json", options.json), ("--html", options.html)]
+    for option, path in given:
+        if path is None:
+            continue
+        check_writable(option, path)
+        old = options.compare
+        if old is not None and old.exists() and path.exists() and path.samefile(old):
+            raise UserError(f"{option} {path} is the file to compare with")
+    if options.html is not None:
+        if options.json is not None and options.html.absolute() == options.json.absolute():
+            raise UserError(f"--json and --html are the same file: {options.html}")
+        try:
+            import tlazy.report  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"--html: {error}; install what it needs: {EXTRA}") from None
+    if options.tune and (options.html or options.compare):
+        raise UserError("--tune writes a table of tiles: it takes --json, not --html or --compare")
+
+
+def _first_line(device: torch.device) -> str:
+    name = machine.machine(device)["device"]
+    if device.type == "cuda":
+        return f"{name}: Triton kernels beside their peers"
+    why = "measured as asked" if torch.cuda.is_available() else "there is no GPU here"
+    return f"{name}: {why}; tlazy runs ATen on a CPU, so both sides are ATen"
+
+
+def _tune(options: Options, checked: Plan) -> int:
+    device = checked.settings.device
+    path = options.json or Path(f"tiles-{slug(machine.machine(device)['device'])}.json")
+    check_writable("--json", path)
+    found = tuning.tune(checked.problems, device, path, checked.settings.deadline)
+    for entry in found:
+        gain = entry["default_us"] / entry["median_us"] if entry["default_us"] else float("nan")
+        print(f"{entry['launcher']:20} {entry['problem']:32} {gain:.2f}x over the default tile")
+    print(f"{len(found)} tiles written to {path}")
+    return 0
+
+
+def slug(name: str) -> str:
+    """A device's name as a part of a path.
+
+    >>> slug("NVIDIA H200")
+    'nvidia-h200'
+    """
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def _write_html(path: Path | None, content: dict[str, Any]) -> None:
+    if path is None:
+        return
+    from tlazy.report import write_html
+
+    try:
+        write_html(content, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    print(f"report written to {path}")
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as its user typed it, for the record."""
+    import shlex
+
+    return shlex.join(["tlazy", *arguments])

@@ -1,0 +1,173 @@
+"""What was measured on: the machine, its versions, and its two measured ceilings."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tlazy
+from tlazy.bench.timing import Timer, timer_for
+from tlazy_kernels.roofline import DEVICES, Cost, Device, Precision
+
+COPIED_BYTES = {"cuda": 2**31, "cpu": 2**27}
+MATMUL_SIZE = {"cuda": 8192, "cpu": 768}
+SECONDS_EACH = 0.3
+
+
+@dataclass
+class Ceilings:
+    """The most that a device was seen to do.
+
+    Attributes:
+        bandwidth: bytes per second of a large copy, read and written; None where not measured.
+        matmul: FLOP/s of a large matrix product on random data, by precision.
+    """
+
+    bandwidth: float | None = None
+    matmul: dict[str, float | None] = field(default_factory=dict)
+
+    def floor(self, cost: Cost, precision: Precision, device_name: str) -> float | None:
+        """The least seconds for `cost`: by what was measured, else by the device's datasheet."""
+        rates = {name: rate for name, rate in self.matmul.items() if rate}
+        # Three tf32 products make one of float32's accuracy, on units that a plain one may leave
+        # idle: the faster of the two ways bounds both.
+        if precision == "float32" and "tf32" in rates:
+            rates["float32"] = max(rates.get("float32", 0.0), rates["tf32"] / 3)
+        if self.bandwidth and precision in rates:
+            rate = rates[precision]
+            measured = Device(device_name, self.bandwidth, {precision: rate}, "measured here")
+            return cost.floor(measured, precision)
+        known = [device for name, device in DEVICES.items() if name in device_name]
+        return cost.floor(known[0], precision) if known else None
+
+
+def precision_of(dtype: torch.dtype, device: torch.device, op: str) -> Precision:
+    """What float32 means for `op` here by PyTorch's switches; other dtypes are themselves."""
+    name: Any = str(dtype).removeprefix("torch.")
+    if dtype is not torch.float32 or device.type != "cuda":
+        return name
+    backends: Any = torch.backends
+    switch = backends.cuda.matmul if op == "linear" else backends.cudnn.conv
+    return "tf32" if switch.fp32_precision == "tf32" else "float32"
+
+
+def measure_ceilings(
+    device: torch.device, precisions: Iterable[Precision], timer: Timer | None = None
+) -> Ceilings:
+    """Measure a large copy, and a large matrix product in each of `precisions`.
+
+    What the device cannot do (too little memory, an unknown dtype) stays None.
+    """
+    timer = timer or timer_for(device)
+    ceilings = Ceilings(bandwidth=_or_none(partial(_copy_rate, device, timer)))
+    wanted = set(precisions)
+    if device.type == "cuda" and "float32" in wanted:
+        wanted.add("tf32")
+    for precision in sorted(wanted):
+        ceilings.matmul[precision] = _or_none(partial(_matmul_rate, device, precision, timer))
+    return ceilings
+
+
+def _copy_rate(device: torch.device, timer: Timer) -> float:
+    source = torch.empty(COPIED_BYTES[device.type] // 4, device=device).normal_()
+    target = torch.empty_like(source)
+    sample, _ = timer.prepare([lambda: target.copy_(source)])
+    return 2 * source.nbytes / min(sample(SECONDS_EACH))
+
+
+def _matmul_rate(device: torch.device, precision: Precision, timer: Timer) -> float:
+    size = MATMUL_SIZE[device.type]
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    a, b = (torch.empty(size, size, device=device, dtype=dtype).normal_() for _ in range(2))
+    switch: Any = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    if device.type == "cuda":
+        switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        sample, _ = timer.prepare([lambda: a @ b])
+        return 2 * size**3 / min(sample(SECONDS_EACH))
+    finally:
+        switch.fp32_precision = before
+
+
+def _or_none(measure: Any) -> float | None:
+    try:
+        rate = measure()
+    except RuntimeError:
+        return None
+    return rate if math.isfinite(rate) and rate > 0 else None
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The device and its host, as a record holds them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        name = f"{processor()} CPU, {torch.get_num_threads()} threads"
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "device": name,
+        "kind": device.type,
+        "processor": processor(),
+        "cores": cores,
+        "memory_bytes": memory,
+    }
+
+
+def processor() -> str:
+    """The processor's own name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.M)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of everything that computes; None for what is not there."""
+    import numpy
+    import triton
+
+    return {
+        "python": platform.python_version(),
+        "tlazy": tlazy.__version__,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "driver": _driver(),
+        "numpy": numpy.__version__,
+    }
+
+
+def _driver() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", text)
+    return found.group(1) if found else None
+
+
+def last_level_cache(device: torch.device) -> int:
+    """Bytes of the last cache before memory; 32 MiB where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [2**20]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        units = {"K": 2**10, "M": 2**20}
+        if text[:-1].isdigit() and text[-1] in units:
+            sizes.append(int(text[:-1]) * units[text[-1]])
+    return max(sizes) if len(sizes) > 1 else 2**25

@@ -1,0 +1,152 @@
+"""The record of a benchmark: a JSON file that is valid and whole after every row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlazy.bench import machine
+from tlazy.bench.machine import Ceilings
+from tlazy.errors import UserError
+from tlazy.files import replacing
+
+FORMAT = 1
+# What makes two rows measurements of the same thing.
+KEY = ("suite", "op", "problem", "shape", "dtype", "pass", "activation", "layout", "peer")
+# Spreads that do not overlap are told apart; so is a change of less than this not worth a line.
+SLOWER_BY = 1.05
+
+Row = dict[str, Any]
+
+
+class Record:
+    """Rows, and what they were measured on; written to `path`, if any, after every change."""
+
+    def __init__(
+        self, command: str, device: torch.device, ceilings: Ceilings, path: Path | None = None
+    ) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {
+            "format": FORMAT,
+            "command": command,
+            "started": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "complete": False,
+            "machine": machine.machine(device),
+            "versions": machine.versions(),
+            "ceilings": {"bandwidth": ceilings.bandwidth, "matmul": ceilings.matmul},
+            "rows": [],
+        }
+        self._places: dict[str, int] = {}
+
+    @classmethod
+    def reopen(cls, path: Path) -> Record:
+        """The record in `path`, to go on with."""
+        record = cls.__new__(cls)
+        record.path = path
+        record.content = load(path)
+        record._places = {key(row): i for i, row in enumerate(record.rows)}
+        return record
+
+    @property
+    def rows(self) -> list[Row]:
+        """In the order of their first appearance."""
+        return self.content["rows"]
+
+    @property
+    def ceilings(self) -> Ceilings:
+        """The measured ceilings."""
+        return Ceilings(**self.content["ceilings"])
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Whether there is a row of the same thing."""
+        return key(row) in self._places
+
+    def put(self, row: Row) -> None:
+        """Add the row, or replace the one of the same thing, and write the file."""
+        place = self._places.setdefault(key(row), len(self.rows))
+        self.rows[place : place + 1] = [row]
+        self.write()
+
+    def finish(self) -> None:
+        """Say that nothing is missing, and write the file."""
+        self.content["complete"] = True
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file by what is known now.
+
+        Raises:
+            UserError: where it cannot be written.
+        """
+        if self.path is None:
+            return
+        try:
+            with replacing(self.path) as temporary:
+                text = json.dumps(self.content, indent=1, allow_nan=False)
+                temporary.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def key(row: Mapping[str, Any]) -> str:
+    """What the row measures, as text."""
+    return json.dumps([row[name] for name in KEY], sort_keys=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        UserError: where it cannot be read, or is none.
+    """
+    from tlazy.report import record as format_of_records
+
+    return format_of_records.load(path)
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
+    """The rows of `new` that are worse than `old`'s: slower beyond the spread, or not ok any more.
+
+    A row is slower where the spreads (20% to 80% quantiles) do not overlap and the median grew by
+    more than 5%. Each flagged row has ``"was_us"`` (old median) and ``"why"`` beside its own keys.
+
+    Raises:
+        UserError: for records of different devices, which say nothing about each other.
+    """
+    check_same_device(old["machine"], new["machine"])
+    before = {key(row): row for row in old["rows"]}
+    flagged = []
+    for row in new["rows"]:
+        was = before.get(key(row))
+        if was is None or was["status"] != "ok":
+            continue
+        if row["status"] != "ok":
+            why = f"was ok, is {row['status']}: {row['note']}"
+        elif row["q20_us"] > was["q80_us"] and row["median_us"] > SLOWER_BY * was["median_us"]:
+            why = f"{row['median_us'] / was['median_us']:.2f} times as long"
+        else:
+            continue
+        flagged.append({**row, "was_us": was["median_us"], "why": why})
+    return flagged
+
+
+def common(old: Mapping[str, Any], new: Mapping[str, Any]) -> int:
+    """How many rows both have."""
+    return len({key(row) for row in old["rows"]} & {key(row) for row in new["rows"]})
+
+
+def check_same_device(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise UserError unless two records' ``"machine"`` have the same device."""
+    if old["device"] != new["device"]:
+        raise UserError(f"records of different devices: {old['device']} and {new['device']}")
+
+
+def finite(value: float | None) -> float | None:
+    """`value`, or None where JSON has no number for it."""
+    return value if value is not None and math.isfinite(value) else None

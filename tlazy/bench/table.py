@@ -1,0 +1,116 @@
+"""What ``tlazy bench`` shows: a line while it measures, a table of the peers side by side after."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tlazy.bench.operations import Pass
+from tlazy.bench.suites import Problem
+
+GROUP = ("suite", "op", "problem", "shape", "dtype", "pass", "activation", "layout")
+NARROW = 140
+
+
+@contextmanager
+def progress(problems: Sequence[Problem]) -> Iterator[Callable[[Problem, Pass], None]]:
+    """Say what is being measured: in place on a terminal, a line for each problem elsewhere."""
+    console = Console(stderr=True)
+    total = sum(len(problem.passes) for problem in problems)
+    if console.is_terminal:
+        with console.status("measuring the machine's ceilings") as status:
+            counter = iter(range(1, total + 1))
+            yield lambda problem, which: status.update(
+                escape(f"{next(counter, total)}/{total} {problem.name}, {which}")
+            )
+        return
+    numbers = iter(range(1, total + 1))
+    yield lambda problem, which: print(
+        f"{next(numbers, total)}/{total} {problem.name}, {which}", file=sys.stderr, flush=True
+    )
+
+
+def show(content: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the record's rows, grouped by problem, with each peer's time over tlazy's."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, NARROW), file=console.file)
+    table = Table(title=None, caption=_caption(content), caption_justify="left")
+    table.add_column("problem")
+    table.add_column("peer", no_wrap=True)
+    numbers = ("median us", "20-80%", "TFLOP/s", "GB/s", "of floor", "error", "tlazy is")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for _, members in groupby(content["rows"], key=lambda row: [row[name] for name in GROUP]):
+        _add_group(table, list(members))
+    console.print(table)
+
+
+def show_flagged(flagged: Sequence[Mapping[str, Any]], common: int, old: Path | None) -> None:
+    """Print a line for each row that became worse, of those in `common` with the old record."""
+    for row in flagged:
+        print(f"worse than in {old}: {row['problem']}, {row['pass']}, {row['peer']}: {row['why']}")
+    print(f"{len(flagged)} of {common} measurements that {old} has too are worse")
+
+
+def _add_group(table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    ours = next((row for row in rows if row["peer"] == "tlazy"), None)
+    for i, row in enumerate(rows):
+        head = _describe(row) if i == 0 else ""
+        table.add_row(
+            head,
+            escape(f"{row['peer']} ({row['backend']})" if row["backend"] else row["peer"]),
+            *(_cells(row, ours) if row["status"] == "ok" else _refusal(row)),
+            end_section=i == len(rows) - 1,
+        )
+
+
+def _describe(row: Mapping[str, Any]) -> str:
+    shape = ",".join(str(value).lower() for value in row["shape"].values())
+    kind = ", ".join(
+        filter(None, (row["op"], row["dtype"], row["pass"], row["activation"], row["layout"]))
+    )
+    return escape(f"{row['problem']}\n{kind}\n{shape}")
+
+
+def _cells(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> list[str]:
+    ratio = ""
+    if ours is not None and ours["status"] == "ok" and row is not ours:
+        times = row["median_us"] / ours["median_us"]
+        overlap = row["q20_us"] <= ours["q80_us"] and ours["q20_us"] <= row["q80_us"]
+        ratio = f"{times:.2f}x" + (" ~" if overlap else "")
+    floor = row["floor_fraction"]
+    return [
+        f"{row['median_us']:,.1f}",
+        f"{row['q20_us']:,.1f}-{row['q80_us']:,.1f}",
+        f"{row['tflops']:.3g}",
+        f"{row['gbps']:.3g}",
+        "" if floor is None else f"{floor:.0%}",
+        f"{row['error']:.0e}",
+        ratio,
+    ]
+
+
+def _refusal(row: Mapping[str, Any]) -> list[str]:
+    error = "" if row["error"] is None else f"{row['error']:.0e}"
+    return [escape(row["status"]), escape(row["note"][:60]), "", "", "", error, ""]
+
+
+def _caption(content: Mapping[str, Any]) -> str:
+    versions = content["versions"]
+    rate = content["ceilings"]["bandwidth"]
+    copied = f", copies {rate / 1e9:,.0f} GB/s" if rate else ""
+    whole = "" if content["complete"] else "\nincomplete: not everything was measured"
+    return escape(
+        f"{content['machine']['device']}{copied}; torch {versions['torch']}, triton "
+        f"{versions['triton']}\n'tlazy is': times as fast as the peer; ~ where the spreads "
+        f"overlap; 'of floor': the least possible time over the median{whole}"
+    )

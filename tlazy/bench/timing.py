@@ -1,0 +1,175 @@
+"""Timing: of device work by events or graph replay, of CPU work by the host's clock.
+
+A timer turns calls, one for each set of inputs, into a sampler; a sampler measures for about as
+long as it is told and gives seconds per call. Consecutive calls always take different input sets.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+
+Call = Callable[[], object]
+Sampler = Callable[[float], list[float]]
+
+# Shorter calls are timed several at a time: the clock's own cost would show.
+SHORTEST_SAMPLE = 100e-6
+MOST_IN_SAMPLE = 2**12
+MOST_SAMPLES = 1000
+FEWEST_SAMPLES = 3
+# Below this, what the host needs to launch a call may show between two events, so that the device's
+# own time is had from a graph. The estimate it is compared with holds that launch time.
+GRAPH_BELOW = 300e-6
+CALLS_IN_GRAPH = 20
+
+
+class Timing(NamedTuple):
+    """Seconds per call: the median, and the quantiles between which 60% of the samples lie."""
+
+    median: float
+    q20: float
+    q80: float
+    samples: int
+
+
+class Timer(Protocol):
+    """Measures calls on one kind of device."""
+
+    def prepare(self, calls: Sequence[Call]) -> tuple[Sampler, str]:
+        """Warm up; give a sampler and how it measures."""
+        ...
+
+
+def summarize(samples: Sequence[float]) -> Timing:
+    """The median and the 20% and 80% quantiles of `samples`.
+
+    >>> summarize([3.0, 1.0, 2.0, 5.0, 4.0])
+    Timing(median=3.0, q20=1.8, q80=4.2, samples=5)
+    """
+    if len(samples) == 1:
+        return Timing(samples[0], samples[0], samples[0], 1)
+    fifths = statistics.quantiles(samples, n=5, method="inclusive")
+    return Timing(statistics.median(samples), fifths[0], fifths[3], len(samples))
+
+
+class HostTimer:
+    """The host's clock around calls that are done when they return.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+
+    def prepare(self, calls: Sequence[Call]) -> tuple[Sampler, str]:
+        rotation = itertools.cycle(calls)
+        for _ in range(2):
+            next(rotation)()
+        batch = 1
+        while batch < MOST_IN_SAMPLE and self._batch(rotation, batch) < SHORTEST_SAMPLE:
+            batch *= 2
+        return lambda seconds: self._sample(rotation, batch, seconds), ""
+
+    def _batch(self, rotation: Iterator[Call], batch: int) -> float:
+        begin = self.clock()
+        for _ in range(batch):
+            next(rotation)()
+        return self.clock() - begin
+
+    def _sample(self, rotation: Iterator[Call], batch: int, seconds: float) -> list[float]:
+        samples: list[float] = []
+        with _no_collection():
+            while len(samples) < FEWEST_SAMPLES or (
+                sum(samples) * batch < seconds and len(samples) < MOST_SAMPLES
+            ):
+                samples.append(self._batch(rotation, batch) / batch)
+        return samples
+
+
+class DeviceTimer:
+    """CUDA events around calls, or around the replay of a graph of short ones."""
+
+    def prepare(self, calls: Sequence[Call]) -> tuple[Sampler, str]:
+        rotation = itertools.cycle(calls)
+        for _ in range(3):
+            next(rotation)()
+        torch.cuda.synchronize()
+        estimate = statistics.median(_between_events([next(rotation) for _ in range(5)]))
+        if estimate >= GRAPH_BELOW:
+            return lambda seconds: self._events(rotation, estimate, seconds), ""
+        try:
+            graph, captured = _capture(calls)
+        except Exception as error:  # whatever a library does that a capture forbids
+            torch.cuda.synchronize()
+            reason = " ".join(str(error).split())[:80]
+            note = f"timed with its launches: no CUDA graph ({reason})"
+            return lambda seconds: self._events(rotation, estimate, seconds), note
+        return (
+            lambda seconds: self._replays(graph, captured, seconds),
+            "CUDA graph replay",
+        )
+
+    def _events(self, rotation: Iterator[Call], estimate: float, seconds: float) -> list[float]:
+        count = int(min(MOST_SAMPLES, max(FEWEST_SAMPLES, seconds / estimate)))
+        with _no_collection():
+            return _between_events([next(rotation) for _ in range(count)])
+
+    def _replays(self, graph: torch.cuda.CUDAGraph, captured: int, seconds: float) -> list[float]:
+        (once,) = _between_events([graph.replay])
+        count = int(min(MOST_SAMPLES, max(FEWEST_SAMPLES, seconds / once)))
+        return [taken / captured for taken in _between_events([graph.replay] * count)]
+
+
+def timer_for(device: torch.device) -> Timer:
+    """The timer of a device's work."""
+    return DeviceTimer() if device.type == "cuda" else HostTimer()
+
+
+def _between_events(calls: Sequence[Call]) -> list[float]:
+    """Seconds of device time of each call, all of them queued before the first is waited for."""
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in calls
+    ]
+    torch.cuda.synchronize()
+    for call, (begin, end) in zip(calls, events, strict=True):
+        begin.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) / 1e3 for begin, end in events]
+
+
+def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A graph of all calls, several times over where they are few, and how many it holds.
+
+    It is captured on the current stream, which must not be the default one: a backward pass runs
+    on the stream of its forward pass, and may not leave the captured one.
+    """
+    rounds = -(-CALLS_IN_GRAPH // len(calls))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for call in itertools.chain.from_iterable([calls] * rounds):
+            call()
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph, rounds * len(calls)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's garbage collection out of the samples."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
