@@ -16,6 +16,14 @@ def test_first_example_gives_the_output_that_stands_below_it():
     assert done.stdout == output
 
 
+def test_all_python_runs_from_top_to_bottom(tmp_path):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.S))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_links_lead_to_files_that_are_there():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert links
