@@ -1,5 +1,11 @@
+import copy
+import json
+import resource
+import struct
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -197,3 +203,212 @@ def test_values_are_converted_to_the_models_dtype(net, path):
     tlazy.load(fresh, path)
     assert fresh[0].weight.dtype is torch.float64
     assert torch.equal(fresh[0].weight, net[0].weight.double())
+
+
+def linear(width=4):
+    return nn.Sequential(nn.LazyLinear(width), nn.LazyLinear(2))
+
+
+def sharded(folder):
+    """Two files and their index, as the large models of Hugging Face come."""
+    net = linear()
+    net(torch.ones(2, 3))
+    keys = list(net.state_dict())
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    shards = dict(zip(names, (keys[:3], keys[3:]), strict=True))
+    for name, held in shards.items():
+        save_file({key: net.state_dict()[key] for key in held}, folder / name)
+    weight_map = {key: name for name, held in shards.items() for key in held}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+    return net, index, weight_map
+
+
+def test_row_11_the_shards_of_an_index_are_loaded(tmp_path):
+    net, index, _ = sharded(tmp_path)
+    fresh = linear()
+    tlazy.load(fresh, index)
+    assert torch.equal(fresh(X[0, :, :3]), net(X[0, :, :3]))
+    again = linear()
+    tlazy.materialize(again, X[0, :, :3], checkpoint=index)
+    assert torch.equal(again[1].weight, net[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "JSONDecodeError"),
+        ("[" * 100_000, "RecursionError|JSONDecodeError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError: 'weight_map'"),
+        ('{"weight_map": [1]}', "AttributeError"),
+        ('{"weight_map": {"0.weight": 3}}', "0.weight is said to be in 3"),
+        ('{"weight_map": {"0.weight": "../x.safetensors"}}', "not a file beside it"),
+        ('{"weight_map": {"0.weight": "/etc/passwd"}}', "not a file beside it"),
+        ('{"weight_map": {"0.weight": ".."}}', "not a file beside it"),
+        ('{"weight_map": {"9.weight": "model-00001-of-00002.safetensors"}}', "9.weight is in"),
+    ],
+)
+def test_row_11_an_index_that_is_none_changes_nothing(text, words, tmp_path):
+    _, index, _ = sharded(tmp_path)
+    index.write_text(text)
+    fresh = linear()
+    before = snapshot(fresh)
+    with pytest.raises(SafetensorError, match=words):
+        tlazy.load(fresh, index)
+    assert snapshot(fresh) == before
+
+
+def test_row_11_a_missing_or_broken_shard_changes_nothing(tmp_path):
+    _, index, _ = sharded(tmp_path)
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    fresh = linear()
+    before = snapshot(fresh)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(SafetensorError, match=r"00002\.safetensors is not a whole"):
+        tlazy.load(fresh, index)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="00002"):
+        tlazy.load(fresh, index)
+    assert snapshot(fresh) == before
+
+
+def header(content, length=None, data=b""):
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+HUGE = 1 << 60
+HOSTILE = {
+    "a header longer than the file": header({}, length=1000),
+    "a header of exabytes": header({}, length=HUGE),
+    "no JSON": header(b"\xff" * 40),
+    "nested JSON": header(b"[" * 100_000),
+    "a tensor beyond the end": header(
+        {"0.weight": {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 48]}}, data=b"\0" * 47
+    ),
+    "a shape that is no such size": header(
+        {"0.weight": {"dtype": "F32", "shape": [HUGE, 9], "data_offsets": [0, 4]}},
+        data=b"\0" * 4,
+    ),
+    "an end before the begin": header(
+        {"0.weight": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, data=b"\0" * 4
+    ),
+    "overlapping tensors": header(
+        {
+            "0.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            "0.bias": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        },
+        data=b"\0" * 4,
+    ),
+    "an unknown type": header(
+        {"0.weight": {"dtype": "Q9", "shape": [1], "data_offsets": [0, 4]}}, data=b"\0" * 4
+    ),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_row_11_a_hostile_file_is_one_clear_error_and_takes_no_memory(content, tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(content)
+    fresh = linear()
+    before = snapshot(fresh)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SafetensorError, match=r"hostile\.safetensors is not a whole safetensors"):
+        tlazy.load(fresh, path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 20_000  # kilobytes
+    assert snapshot(fresh) == before
+
+
+@hypothesis.given(data=hypothesis.strategies.data())
+def test_row_11_a_file_with_any_changed_byte_loads_or_is_refused(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bytes")
+    net = linear()
+    net(torch.ones(2, 3))
+    tlazy.save(net, folder / "w.safetensors")
+    content = bytearray((folder / "w.safetensors").read_bytes())
+    place = data.draw(hypothesis.strategies.integers(0, min(len(content), 400) - 1))
+    content[place] = data.draw(hypothesis.strategies.integers(0, 255))
+    (folder / "w.safetensors").write_bytes(content)
+    fresh = linear()
+    before = snapshot(fresh)
+    try:
+        tlazy.load(fresh, folder / "w.safetensors")
+    except (SafetensorError, RuntimeError):
+        assert snapshot(fresh) == before
+    else:
+        assert fresh(torch.ones(2, 3)).shape == (2, 2)
+
+
+def test_row_11_lazy_parameters_map_the_file_and_training_does_not_write_to_it(tmp_path):
+    net, path = linear(512), tmp_path / "w.safetensors"
+    net(torch.ones(2, 512))
+    tlazy.save(net, path)
+    content = path.read_bytes()
+    fresh, other = linear(512), linear(512)
+    tlazy.load(fresh, path)
+    tlazy.load(other, path)
+    optimizer = torch.optim.SGD(fresh.parameters(), lr=0.1)
+    fresh(torch.ones(2, 512)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(fresh[0].weight, net[0].weight)
+    assert torch.equal(other[0].weight, net[0].weight)
+    assert path.read_bytes() == content
+    tlazy.save(fresh, path)  # over the file that both are mapped from
+    assert torch.equal(other[0].weight, net[0].weight)
+    copied = copy.deepcopy(fresh)
+    copied[0].weight.data.zero_()
+    assert fresh[0].weight.abs().sum() > 0
+
+
+def test_row_11_two_parameters_never_share_what_one_tensor_in_the_file_gives(tmp_path):
+    save_model(tied_pair(), str(tmp_path / "tied.safetensors"))
+    apart = nn.Sequential(nn.LazyLinear(5, False), nn.LazyLinear(5, False))
+    tlazy.load(apart, tmp_path / "tied.safetensors")
+    apart[0].weight.data.zero_()
+    assert apart[1].weight.abs().sum() > 0
+
+
+def tied_pair():
+    first, second = torch.nn.Linear(5, 5, False), torch.nn.Linear(5, 5, False)
+    second.weight = first.weight
+    return torch.nn.Sequential(first, second)
+
+
+def test_row_11_meta_parameters_are_filled(net, path):
+    fresh = lazy()
+    tlazy.trace(fresh, X).materialize(device="meta")
+    held = list(fresh.parameters())
+    tlazy.load(fresh, path)
+    assert all(a is b for a, b in zip(held, fresh.parameters(), strict=True))
+    assert torch.equal(fresh.eval()(X), net(X))
+
+
+@pytest.mark.parametrize("fatal", range(6))
+def test_row_11_an_interrupt_at_any_copy_restores_eager_parameters_too(fatal, path):
+    half = lazy()
+    half[0](X)  # eager now, the rest lazy
+    half.register_buffer("seen", torch.zeros(1))
+    del half.seen
+    before = snapshot(half)
+    copies = iter(range(fatal))
+
+    class Interrupt(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            copying = func is torch.ops.aten.copy_.default
+            if copying and next(copies, None) is None and not self.raised:
+                self.raised = True
+                raise KeyboardInterrupt
+            return func(*args, **(kwargs or {}))
+
+    mode = Interrupt()
+    mode.raised = False
+    try:
+        with mode:
+            tlazy.load(half, path)
+    except KeyboardInterrupt:
+        assert snapshot(half) == before
+    else:
+        assert fatal >= 2
+    tlazy.load(half, path)
+    assert type(half[4]) is nn.Linear

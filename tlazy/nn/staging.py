@@ -139,9 +139,9 @@ class Staging:
             twin.__class__ = _class_to_become(module)
             if init is not None:
                 init(twin)
+            self._collect(module, twin)
         if later:
             self._draws.append(functools.partial(_draw, twin, seed))
-        self._collect(module, twin)
         return twin
 
     def give(self, placeholder: Any, value: Tensor) -> None:
