@@ -76,6 +76,10 @@ class Conv1d(torch.nn.Conv1d):
         """Draw a new seed from the global CPU generator and new weights from that seed."""
         init.fan_in_uniform_(self.weight, self.bias, seed=init.draw_seed())
 
+    def has_uninitialized_params(self) -> bool:
+        """As a lazy layer's: who asks need not know whether this was one."""
+        return False
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # torch keeps tuples of any length; here each has one element.
         stride: Any = self.stride

@@ -51,6 +51,10 @@ class Linear(torch.nn.Linear):
         """Draw a new seed from the global CPU generator and new weights from that seed."""
         init.fan_in_uniform_(self.weight, self.bias, seed=init.draw_seed())
 
+    def has_uninitialized_params(self) -> bool:
+        """As a lazy layer's: who asks need not know whether this was one."""
+        return False
+
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight, self.bias, activation=self.activation)
 

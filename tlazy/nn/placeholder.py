@@ -80,7 +80,7 @@ class _Placeholder(_TorchPlaceholder):
             raise ValueError(f"{_no_shape(first)}; {name} needs one") from error
 
     def share_memory_(self) -> Any:
-        raise RuntimeError(_no_shape(self))
+        raise RuntimeError(_no_shape(self, "share memory on"))
 
     @property
     def shape(self) -> Any:
@@ -91,10 +91,10 @@ class _Placeholder(_TorchPlaceholder):
         raise RuntimeError(_no_shape(self))
 
 
-def _no_shape(placeholder: Any) -> str:
+def _no_shape(placeholder: Any, doing: str = "take the shape of") -> str:
     label = "" if placeholder is None else placeholder.__dict__.get("label", "")
     return (
-        "cannot take the shape of an uninitialized parameter or buffer of a lazy module"
+        f"cannot {doing} an uninitialized parameter or buffer of a lazy module"
         f"{label and f', {label}'}: call tlazy.materialize(model, example_input) first"
     )
 
