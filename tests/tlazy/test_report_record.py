@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.bench_record import record, row
+from tests.bench_record import cpu_record, record, row
 from tlazy.errors import UserError
 from tlazy.report import load
 from tlazy.report.comparison import problems, scores
@@ -129,3 +129,10 @@ def test_a_point_lies_at_its_intensity_and_rate():
     assert point.rate == pytest.approx(104.8576e12)
     assert 0 < plot.x.place(point.intensity) < 1
     assert 0 < plot.y.place(point.rate) < 1
+
+
+@pytest.mark.parametrize(("rate", "unit"), [(30e9, "GFLOP/s"), (3e12, "TFLOP/s")])
+def test_rates_are_written_in_the_unit_that_fits(rate, unit):
+    slow = row(median_us=1e6, q20_us=1e6, q80_us=1e6, flops=rate)
+    plot = roofline(cpu_record(slow))
+    assert plot.unit[0] == unit

@@ -13,9 +13,10 @@ from typing import Any
 from tlazy.errors import UserError
 from tlazy.files import replacing
 from tlazy.report import table, units
+from tlazy.report.axis import ratio_axis, ratio_ticks
 from tlazy.report.comparison import Problem, peer_names, problems, scores
 from tlazy.report.record import check, start
-from tlazy.report.roofline import Axis, Roof, Roofline, datasheet, roofline
+from tlazy.report.roofline import Roof, Roofline, datasheet, roofline
 
 SHAPES = 8  # as many as page.html.j2 draws and page.css colours
 PLOT_HEIGHT = 336  # pixels of the plot's inside on a phone, where it is lowest
@@ -67,9 +68,9 @@ def _view(record: Mapping[str, Any]) -> dict[str, Any]:
     rows = record["rows"]
     found = problems(rows)
     plot = roofline(record)
-    axis = _ratio_axis(found)
-    ticks = _ratio_ticks(axis)
     duels = [duel for problem in found for duel in problem.duels]
+    axis = ratio_axis(duels)
+    ticks = ratio_ticks(axis)
     return {
         "record": record,
         "started": start(record),
@@ -94,29 +95,6 @@ def _suites(found: Iterable[Problem]) -> dict[str, list[Problem]]:
     for problem in found:
         suites.setdefault(problem.suite, []).append(problem)
     return suites
-
-
-def _ratio_axis(found: Iterable[Problem]) -> Axis:
-    """From the lowest to the highest speed-up with its spread, and around 1 in any case."""
-    ends = [
-        end
-        for problem in found
-        for duel in problem.duels
-        if duel.speedup is not None
-        for end in (duel.low, duel.high)
-    ]
-    return Axis(min([0.8, *ends]) / 1.06, max([1.25, *ends]) * 1.06)
-
-
-def _ratio_ticks(axis: Axis) -> list[float]:
-    """Round ratios, of which 1 is one, that leave each other room on a phone."""
-    kept = [1.0]
-    round_ones = [digit * 10.0**power for digit in (1, 2, 5) for power in range(-3, 4)]
-    for tick in (*round_ones, 4, 8, 0.25, 1.5, 3, 6, 0.8, 1.2, 0.6, 0.9, 1.1, 0.7, 1.4, 0.4, 0.3):
-        inside = axis.low < tick < axis.high
-        if inside and all(abs(axis.place(tick) - axis.place(one)) > 0.1 for one in kept):
-            kept.append(tick)
-    return sorted(kept)
 
 
 def _labels(plot: Roofline) -> list[tuple[Roof, float]]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tlazy.errors import UserError
 from tlazy.files import replacing
 from tlazy.report import units
+from tlazy.report.axis import Axis, ratio_axis, ratio_ticks
 from tlazy.report.comparison import Duel, Problem, peer_names, problems, scores
 from tlazy.report.record import check, start
-from tlazy.report.roofline import Axis, Roofline, roofline
+from tlazy.report.roofline import Roofline, roofline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,17 +109,16 @@ def _literal(text: str) -> str:
 
 
 def _ratio_scale(axes: Axes, duels: Sequence[Duel]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    ends = [end for duel in duels if duel.speedup for end in (duel.low, duel.high)]
-    low, high = min([0.8, *ends]), max([1.25, *ends])
-    axes.set_xscale("log", base=2)
+    scale = ratio_axis(duels)
     # The values stand right of the bars and need a quarter of the width.
-    axes.set_xlim(low / 1.06, high * (high / low) ** 0.34)
-    subs = (1.0, 1.25, 1.5, 1.75) if high / low < 4 else (1.0,)
-    axes.xaxis.set_major_locator(LogLocator(base=2, subs=subs, numticks=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}×"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    scale = Axis(scale.low, scale.high * (scale.high / scale.low) ** 0.34)
+    axes.set_xscale("log")
+    axes.set_xlim(scale.low, scale.high)
+    axes.xaxis.set_major_locator(FixedLocator(ratio_ticks(scale)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{units.digits(ratio)}×"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _tally(duels: Sequence[Duel], shown: int) -> str:
@@ -139,14 +139,15 @@ def _roofline(record: Mapping[str, Any]) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(plot.x.low, plot.x.high)
-    axes.set_ylim(plot.y.low / 1e12, plot.y.high / 1e12)
-    for axis, limits, unit in ((axes.xaxis, plot.x, 1.0), (axes.yaxis, plot.y, 1e12)):
-        _log_ticks(axis, limits, unit)
+    name, unit = plot.unit
+    axes.set_ylim(plot.y.low / unit, plot.y.high / unit)
+    _log_ticks(axes.xaxis, plot.x, 1.0)
+    _log_ticks(axes.yaxis, plot.y, unit)
     for roof in plot.roofs:
         measured = roof.source == "measured"
         axes.plot(
             [x for x, _ in plot.line(roof)],
-            [y / 1e12 for _, y in plot.line(roof)],
+            [y / unit for _, y in plot.line(roof)],
             color="black" if measured else SOFT,
             linestyle="-" if measured else "--",
             linewidth=1.4,
@@ -154,7 +155,7 @@ def _roofline(record: Mapping[str, Any]) -> Figure:
         )
     _points(axes, plot, peer_names(record["rows"]))
     axes.set_xlabel("FLOPs per byte", fontsize=9)
-    axes.set_ylabel("TFLOP/s", fontsize=9)
+    axes.set_ylabel(name, fontsize=9)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.has_data():
@@ -176,7 +177,7 @@ def _points(axes: Axes, plot: Roofline, peers: Sequence[str]) -> None:
         colour = COLOURS[place % len(COLOURS)]
         axes.plot(
             [point.intensity for point in points],
-            [point.rate / 1e12 for point in points],
+            [point.rate / plot.unit[1] for point in points],
             linestyle="none",
             marker=MARKERS[place % len(MARKERS)],
             markersize=6.5,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tlazy.report import units
+from tlazy.report.axis import Axis
 from tlazy.report.comparison import Row
 from tlazy_kernels.roofline import DEVICES, Device
 
@@ -61,35 +62,6 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A logarithmic axis from `low` to `high`.
-
-    >>> Axis(1, 100).place(10)
-    0.5
-    """
-
-    low: float
-    high: float
-
-    def place(self, value: float) -> float:
-        """Where `value` lies, from 0 to 1."""
-        return math.log(value / self.low) / math.log(self.high / self.low)
-
-    def ticks(self) -> list[float]:
-        """Powers of ten, with 2 and 5 between them where there would be few.
-
-        >>> Axis(0.5, 150).ticks()
-        [1.0, 10.0, 100.0]
-        >>> Axis(8, 60).ticks()
-        [10.0, 20.0, 50.0]
-        """
-        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        steps = (1,) if last - first > 2 else (1, 2, 5)
-        marks = (step * 10.0**power for power in range(first, last + 1) for step in steps)
-        return [mark for mark in marks if self.low <= mark <= self.high]
-
-
-@dataclass(frozen=True)
 class Roofline:
     """All that a roofline plot shows."""
 
@@ -97,6 +69,11 @@ class Roofline:
     points: Sequence[Point]
     x: Axis
     y: Axis
+
+    @property
+    def unit(self) -> tuple[str, float]:
+        """In which the rates are written, and its FLOP/s."""
+        return ("TFLOP/s", 1e12) if self.y.high >= 2e12 else ("GFLOP/s", 1e9)
 
     def line(self, roof: Roof) -> list[tuple[float, float]]:
         """The corners of `roof` within the axes, as (FLOPs per byte, FLOP/s)."""

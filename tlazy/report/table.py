@@ -110,7 +110,7 @@ COLUMNS: Sequence[Column] = (
     _text("layout", "layout"),
     _text("op", "op"),
     _text("suite", "suite"),
-    Column("shape", lambda row, _: Cell(units.shape(row["shape"])), "wraps"),
+    Column("shape", lambda row, _: Cell(units.shape(row["shape"])), "wraps sizes"),
     _figure("samples", "samples", lambda count: f"{count:,}"),
     _figure("FLOPs", "flops", lambda count: f"{count:,}"),
     _figure("bytes", "bytes", lambda count: f"{count:,}"),

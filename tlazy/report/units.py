@@ -85,11 +85,12 @@ def times(ratio: float) -> str:
 def spread(low: float, high: float) -> str:
     """From one speed-up to another.
 
-    >>> spread(0.978, 1.1), spread(8.2, 14.04)
-    ('0.98–1.10×', '8.20–14.0×')
+    >>> spread(0.978, 1.1), spread(8.2, 14.04), spread(0.004, 0.3)
+    ('0.98–1.10×', '8.20–14.0×', '0.004–0.30×')
     """
-    ends = (f"{ratio:,.{0 if ratio >= 100 else 1 if ratio >= 10 else 2}f}" for ratio in (low, high))
-    return "–".join(ends) + "×"
+    steps = ((100, 0), (10, 1), (0.1, 2), (0, 3))
+    decimals = [next(count for least, count in steps if ratio >= least) for ratio in (low, high)]
+    return f"{low:,.{decimals[0]}f}–{high:,.{decimals[1]}f}×"
 
 
 def shape(sizes: Mapping[str, Any]) -> str:
