@@ -14,13 +14,15 @@ import torch
 from tests import EMULATED
 
 hypothesis.settings.register_profile(
-    "default", max_examples=6 if EMULATED else 40, derandomize=True, deadline=None
+    "default", max_examples=6 if EMULATED else 20, derandomize=True, deadline=None
 )
 hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile("default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "thorough" in config.option.markexpr:
+        hypothesis.settings.load_profile("thorough")
     config.addinivalue_line("markers", "thorough: takes minutes; runs only with -m thorough")
     config.addinivalue_line("markers", "emulated: needs ttsem, which pretends the GPU")
     # Overflow and NaN are tested on purpose; the interpreter's numpy warns of them.

@@ -33,6 +33,11 @@ class Convolution:
         )
 
     @property
+    def depthwise(self) -> bool:
+        """Whether it goes to the depthwise kernels."""
+        return self.in_channels == self.groups
+
+    @property
     def settings(self) -> tuple[int, tuple[int, int], int, int]:
         """As the launchers take them, after the tensors."""
         return self.stride, self.padding, self.dilation, self.groups

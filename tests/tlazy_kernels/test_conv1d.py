@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.tlazy_kernels.agreement import DTYPES, SMALL, assert_agrees, bits, random, spread
 from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree
@@ -188,42 +186,3 @@ def test_a_dilation_may_reach_further_than_int32(groups, dtype, device):
     found = conv1d_grad_weight(grad, x, 3, *far)
     assert torch.equal(found[:, :, 2:], conv1d_grad_weight(grad, x, 1, *near))
     assert (found[:, :, :2] == 0).all()
-
-
-@st.composite
-def convolutions(draw: st.DrawFn) -> Convolution:
-    groups = draw(st.integers(1, 3))
-    taps, dilation = draw(st.integers(1, 6)), draw(st.integers(1, 4))
-    padding = draw(st.tuples(st.integers(0, 7), st.integers(0, 7)))
-    reach = dilation * (taps - 1) + 1
-    shortest = max(1, reach - sum(padding))
-    return Convolution(
-        batch=draw(st.integers(0, 3)),
-        in_channels=groups * draw(st.integers(1, 18)),
-        out_channels=groups * draw(st.integers(1, 18)),
-        length=draw(st.integers(shortest, shortest + 20)),
-        taps=taps,
-        stride=draw(st.integers(1, 4)),
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-    )
-
-
-@given(case=convolutions(), activation=st.sampled_from(ACTIVATIONS), with_bias=st.booleans())
-def test_all_three_agree_for_arguments_found_by_search(case, activation, with_bias, dtype, device):
-    _search(case, activation, with_bias, dtype, device)
-
-
-@pytest.mark.thorough
-@given(case=convolutions(), activation=st.sampled_from(ACTIVATIONS), with_bias=st.booleans())
-def test_all_three_agree_for_arguments_found_by_a_long_search(
-    case, activation, with_bias, dtype, device
-):
-    _search(case, activation, with_bias, dtype, device)
-
-
-def _search(case, activation, with_bias, dtype, device):
-    x, weight, bias, grad = case.operands(dtype, device)
-    operands = x, weight, bias if with_bias else None, grad
-    assert_all_agree(case, operands, activation=activation)
