@@ -1,5 +1,6 @@
 """The report shows everything that a record holds, and nothing that it does not."""
 
+import os
 import re
 import subprocess
 import sys
@@ -210,7 +211,13 @@ def test_a_missing_library_is_named_with_the_way_out(tmp_path, monkeypatch, writ
 
 def test_importing_the_report_imports_no_plotting_library():
     code = "import sys, tlazy.report; print({'matplotlib', 'jinja2'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # Under pytest's own path, so also where nothing is installed.
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.stdout.strip() == "set()", done.stderr
 
 
