@@ -16,7 +16,8 @@ from tlazy.sharding import is_sharded, shard_like
 
 def draw_seed() -> int:
     """Draw one 64-bit seed from the global CPU generator, as every tlazy layer does once."""
-    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+    with torch._C._DisableTorchDispatch():  # a real number even where all tensors are fake
+        return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
 
 def keyed_seed(seed: int, path: str) -> int:

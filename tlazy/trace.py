@@ -42,8 +42,9 @@ _UNTRACEABLE = (
 )
 
 
-if not torch.backends.cuda.is_built():
-    # torch 2.11 keeps this in the thread that needs it first, and crashes when that thread is gone.
+if torch.__version__ < "2.13" and torch.cuda.device_count() == 0:
+    # Without a GPU, fake tensors of torch 2.11 keep what this makes in the thread that first needs
+    # it, and crash when that thread is gone; the one that imports tlazy stays.
     torch._C._ensureCUDADeviceGuardSet()
 
 
