@@ -134,6 +134,8 @@ def _main_suite(found: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]
 def _provenance(path: Path, record: Mapping[str, Any], beside: Path) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value)
     whole = "" if record["complete"] else " The run ended early: the record is incomplete."
+    if "tests" in record:
+        whole += f" The kernels' tests in that run: {_plain(record['tests']['summary'])}."
     return (
         f"Measured on {start(record):%Y-%m-%d} with {_plain(versions)}"
         f" ([record]({_link(path, beside)})).{whole} Medians; in brackets the peer's time over"

@@ -85,6 +85,12 @@ def test_incomplete_record_is_called_so(home):
     assert "the record is incomplete" in section(home)
 
 
+def test_summary_of_the_tests_of_the_same_run_is_shown(home):
+    tests = {"command": "pytest", "summary": "1 failed, 8 passed", "exit_code": 1}
+    put(home, record(*ROWS, tests=tests))
+    assert "The kernels' tests in that run: 1 failed, 8 passed." in section(home)
+
+
 def test_tlazy_that_was_wrong_is_shown_as_wrong(home):
     put(home, record(row(median=None, status="wrong"), row("eager")))
     assert "| forward | wrong | 100 µs | – |" in section(home)

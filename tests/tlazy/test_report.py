@@ -154,6 +154,14 @@ def test_cpu_and_incomplete_records_say_so(page):
     assert "Incomplete" not in whole
 
 
+@pytest.mark.parametrize(("exit_code", "noted"), [(0, False), (1, True), (-2, True)])
+def test_tests_of_the_same_run_are_shown_and_noted_where_they_failed(page, exit_code, noted):
+    tests = {"command": "pytest tests", "summary": "2 failed, 3 passed", "exit_code": exit_code}
+    text = page(record(row(), tests=tests)).text
+    assert "2 failed, 3 passed (pytest tests)" in text
+    assert ("did not all pass" in text) is noted
+
+
 def test_page_names_machine_versions_date_and_command(page):
     text = page(record(row(), command="tlazy bench conv1d --dtype float16")).text
     for wanted in (H200, "23 November 2026", "2.11.0", "3.12.3", "128 GiB", "conv1d --dtype"):

@@ -52,6 +52,7 @@ def without(content, *keys):
         (record(row(q20_us=300.0)), r"rows\[0\].q20_us should be at most median_us"),
         (record(row(error=-1)), r"rows\[0\].error should be a finite number"),
         (record(row(shape={"batch": [1]})), r"rows\[0\].shape.batch should be"),
+        (record(tests={"command": "", "summary": ""}), "tests.exit_code is missing"),
         (record(row(note=None)), r"rows\[0\].note should be text"),
     ],
 )

@@ -113,6 +113,11 @@ def _count(key: str, value: Any) -> None:
         raise _Malformed(key, "a whole number", value)
 
 
+def _exit_code(key: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _Malformed(key, "a whole number", value)
+
+
 def _date(key: str, value: Any) -> None:
     _text(key, value)
     try:
@@ -205,6 +210,7 @@ _ROW = _fields(
     ),
     peak_memory_bytes=_or_null(_count),
 )
+_TESTS = _fields(command=_text, summary=_text, exit_code=_exit_code)
 _RECORD = _fields(
     command=_text,
     started=_date,
@@ -230,4 +236,6 @@ def _check_record(record: Any) -> dict[str, Any]:
     if record.get("format") != FORMAT:
         raise _Malformed("format", str(FORMAT), record.get("format", _Missing()))
     _RECORD("", record)
+    if "tests" in record:  # of `python -m perf.record`
+        _TESTS("tests", record["tests"])
     return record
