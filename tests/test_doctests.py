@@ -17,12 +17,21 @@ MODULES = [
 ]
 
 
+def run_examples(name: str) -> doctest.TestResults:
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name in ("matplotlib", "jinja2", "sktime"):
+            pytest.skip(f"{name} needs {error.name}, which an extra brings")
+        raise
+    return doctest.testmod(module)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_give_what_they_say(name):
-    failed, _ = doctest.testmod(importlib.import_module(name))
-    assert failed == 0
+    assert run_examples(name).failed == 0
 
 
-def test_examples_are_there():
-    modules = [importlib.import_module(name) for name in MODULES]
-    assert sum(doctest.testmod(module).attempted for module in modules) > 20
+def test_the_public_names_have_examples():
+    names = ("tlazy.dispatch", "tlazy.nn.functional", "tlazy.nn.linear", "tlazy.nn.conv")
+    assert all(run_examples(name).attempted for name in names)

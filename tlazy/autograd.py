@@ -224,14 +224,24 @@ def _epilogue_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tens
 
 def _epilogue_backward_backward(ctx: Any, dg: Tensor, dbias: Tensor) -> tuple[Any, ...]:
     """By ATen: differentiate the same pass composed of its operators."""
-    inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors if t is not None]
-    grad, saved = (*inputs, None)[:2]
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
+        # Views, so that a tensor that is both arguments gets each one's share apart.
+        inputs = [
+            t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            for t in ctx.saved_tensors
+            if t is not None
+        ]
+        grad, saved = (*inputs, None)[:2]
         outputs = reference.epilogue_backward(grad, saved, ctx.activation, bias=ctx.bias)
-    pairs = [(y, dy) for y, dy in zip(outputs, (dg, dbias), strict=True) if y is not None]
-    found = torch.autograd.grad(
-        [y for y, _ in pairs], inputs, [dy for _, dy in pairs], allow_unused=True
-    )
+        pairs = [(y, dy) for y, dy in zip(outputs, (dg, dbias), strict=True) if y is not None]
+        found = torch.autograd.grad(
+            [y for y, _ in pairs],
+            inputs,
+            [dy for _, dy in pairs],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
     return *found, *(None,) * (4 - len(found))
 
 

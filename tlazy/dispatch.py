@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple, get_args
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tlazy_kernels.launch import INTERPRETED, INTERPRETER_DTYPES, SUPPORTED_DTYPES
 
@@ -57,7 +60,7 @@ def backend(name: BackendName) -> Iterator[None]:
         _requested = previous
 
 
-def backend_of(x: torch.Tensor) -> Backend:
+def backend_of(x: Tensor) -> Backend:
     """What :func:`tlazy.nn.functional.linear` and ``conv1d`` would run for `x` now, and why.
 
     Raises:
@@ -74,14 +77,14 @@ def backend_of(x: torch.Tensor) -> Backend:
     obstacle = _triton_obstacle(x)
     if obstacle is None:
         if x.is_cuda:
-            return Backend("triton", f"{x.dtype} tensor on {x.device}")
+            return Backend("triton", f"{compute_dtype(x)} on {x.device}")
         return Backend("interpreter", "requested with tlazy.backend('triton') on a CPU tensor")
     if _requested == "triton":
         raise RuntimeError(f"tlazy.backend('triton') cannot run here: {obstacle}")
     return Backend("aten", obstacle)
 
 
-def uses_triton(x: torch.Tensor) -> bool:
+def uses_triton(x: Tensor) -> bool:
     """Whether the call at hand goes to the kernels; the short form of :func:`backend_of`."""
     if _requested == "aten" or (_requested == "auto" and not x.is_cuda):
         return False
@@ -91,12 +94,25 @@ def uses_triton(x: torch.Tensor) -> bool:
     return obstacle is None
 
 
-def _triton_obstacle(x: torch.Tensor) -> str | None:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a call with `x` computes in: autocast's inside a region, else `x`'s own."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def _triton_obstacle(x: Tensor) -> str | None:
     """Why the kernels cannot take `x`, or None where they can."""
     if torch._C._are_functorch_transforms_active():
         return "inside a torch.func transform ATen runs, which has every transform's rules"
-    if x.dtype not in SUPPORTED_DTYPES:
-        return f"the kernels take float32, float16 and bfloat16, not {x.dtype}"
+    if forward_ad._current_level >= 0:
+        return "in forward-mode differentiation ATen runs, which has its rules"
+    if x.is_nested or (type(x) is not Tensor and is_traceable_wrapper_subclass(x)):
+        return f"the kernels take plain tensors, not a {type(x).__name__} with parts inside"
+    dtype = compute_dtype(x)
+    if dtype not in SUPPORTED_DTYPES:
+        return f"the kernels take float32, float16 and bfloat16, not {dtype}"
     if x.is_cuda:
         return None
     if x.device.type != "cpu":
@@ -106,6 +122,6 @@ def _triton_obstacle(x: torch.Tensor) -> str | None:
             "the tensor is on the CPU, where Triton's interpreter is needed: set "
             "TRITON_INTERPRET=1 in the environment before tlazy is imported"
         )
-    if x.dtype not in INTERPRETER_DTYPES:
-        return f"Triton's interpreter computes wrong values in {x.dtype}; use float32 or float16"
+    if dtype not in INTERPRETER_DTYPES:
+        return f"Triton's interpreter computes wrong values in {dtype}; use float32 or float16"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,28 +20,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     # The suffix stays last: writers such as matplotlib choose their format by it.
-    handle, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
-    )
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
+    # A plain creation, so that the umask applies as it does to any file.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o777)
         yield temporary
-        _match_permissions(temporary, target)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        _flush(temporary)
         temporary.replace(target)
+        _flush(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _match_permissions(temporary: Path, target: Path) -> None:
-    """Give the new file the old one's mode, or the one that a plain ``open`` would give."""
-    if target.exists():
-        mode = target.stat().st_mode & 0o777
-    else:
-        umask = os.umask(0)
-        os.umask(umask)
-        mode = 0o666 & ~umask
-    temporary.chmod(mode)
+def _flush(path: Path) -> None:
+    """Wait until what `path` (a file, or a folder's list of names) holds is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import tlazy
 import tlazy.nn.functional as F
@@ -74,6 +75,35 @@ def test_a_torch_func_transform_runs_aten_and_says_so():
     x = torch.randn(3, 3)
     torch.testing.assert_close(torch.func.hessian(f)(x), torch.autograd.functional.hessian(f, x))
     assert "torch.func transform" in reasons[0]
+
+
+@needs_no_gpu
+def test_autocasts_dtype_is_the_one_that_counts():
+    x = torch.zeros(2, 3)
+    with tlazy.backend("triton"), torch.autocast("cpu", torch.bfloat16):
+        for call in (tlazy.backend_of, lambda x: F.linear(x, x)):
+            with pytest.raises(RuntimeError, match=r"torch\.bfloat16"):
+                call(x)
+
+
+def test_forward_mode_differentiation_runs_aten_and_says_so(device):
+    x, tangent = torch.randn(3, 3, device=device), torch.randn(3, 3, device=device)
+    with forward_ad.dual_level():
+        y = F.linear(forward_ad.make_dual(x, tangent), x, activation="tanh")
+        found = forward_ad.unpack_dual(y).tangent
+        reason = tlazy.dispatch._triton_obstacle(x)
+    expected = torch.func.jvp(lambda x0: torch.tanh(x0 @ x.T), (x,), (tangent,))[1]
+    torch.testing.assert_close(found, expected)
+    assert "forward-mode" in reason
+
+
+def test_a_tensor_of_tensors_runs_aten_and_says_so(device):
+    parts = [torch.randn(2, 7, device=device), torch.randn(3, 7, device=device)]
+    nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    weight = torch.randn(4, 7, device=device)
+    for part, y in zip(parts, F.linear(nested, weight).unbind(), strict=True):
+        torch.testing.assert_close(y, part @ weight.T)
+    assert "not a NestedTensor" in tlazy.dispatch._triton_obstacle(nested)
 
 
 def test_importing_tlazy_is_quick_and_brings_in_no_tool():

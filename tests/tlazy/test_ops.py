@@ -11,13 +11,13 @@ import tlazy.nn.functional as F
 ops = torch.ops.tlazy
 
 
-def tensor(*shape: int, requires_grad: bool = True) -> torch.Tensor:
-    return torch.randn(*shape, requires_grad=requires_grad)
-
-
-def samples():
+def samples(dtype: torch.dtype = torch.float32):
     """(operator, arguments) for every operator and every kind of argument it takes."""
     torch.manual_seed(0)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
     x, w, b, g = tensor(5, 7), tensor(4, 7), tensor(4), tensor(5, 4)
     yield ops.linear_forward, (x, w, b, "gelu", True)
     yield ops.linear_forward, (x, w, None, "relu", False)
@@ -50,6 +50,25 @@ def test_operator_passes_opcheck(operator, args):
     assert set(opcheck(operator.default, args).values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize(
+    ("operator", "args"),
+    [pytest.param(*s, id=f"{s[0].__name__}-{i}") for i, s in enumerate(samples(torch.float64))],
+)
+def test_operator_passes_gradcheck_and_gradgradcheck_in_float64(operator, args):
+    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    settings = [a for a in args if not isinstance(a, torch.Tensor)]
+    places = [isinstance(a, torch.Tensor) for a in args]
+
+    def call(*values):
+        rest, given = iter(settings), iter(values)
+        outputs = operator(*(next(given if place else rest) for place in places))
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        return tuple(o for o in outputs if o.numel() and o.requires_grad)
+
+    assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+
+
 def test_samples_cover_every_operator():
     registered = {
         name.split("::")[1].split(".")[0]
@@ -68,15 +87,15 @@ def test_fake_implementation_raises_the_kernels_own_error():
 
 
 def test_gradient_without_the_saved_preactivation_is_refused():
-    x, w = tensor(5, 7), tensor(4, 7)
+    x, w = torch.randn(5, 7, requires_grad=True), torch.randn(4, 7)
     with pytest.raises(RuntimeError, match="save_preactivation=True"):
         ops.linear_forward(x, w, None, "gelu", False)[0].sum().backward()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
-def test_operations_are_counted_as_torch_counts_its_own(groups):
-    x, w = tensor(2, 6, 11), tensor(12, 6 // groups, 3)
-    lin, rows = tensor(5, 12), tensor(7, 12)
+def test_operations_are_counted_as_torch_counts_its_own(device, groups):
+    shapes = (2, 6, 11), (12, 6 // groups, 3), (5, 12), (7, 12)
+    x, w, lin, rows = (torch.randn(s, device=device, requires_grad=True) for s in shapes)
 
     def counted(backend):
         with tlazy.backend(backend), FlopCounterMode(display=False) as counter:

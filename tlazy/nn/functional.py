@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tlazy import autograd
-from tlazy.dispatch import uses_triton
+from tlazy.dispatch import compute_dtype, uses_triton
 from tlazy_kernels.checks import check_activation
 from tlazy_kernels.reference import ACTIVATIONS
 
@@ -44,10 +46,13 @@ def linear(
     if not uses_triton(x):
         y = torch.nn.functional.linear(x, weight, bias)
         return y if activation is None else ACTIVATIONS[activation](y)
+    if x.dim() == 0 or weight.dim() == 0:
+        raise RuntimeError("linear: both arguments need to be at least 1D")
+    if weight.dim() == 1 and bias is None:
+        return linear(x, weight.unsqueeze(0), activation=activation).squeeze(-1)
     x, weight, bias = _autocast(x, weight, bias)
-    if weight.dim() == 1:
-        bias = None if bias is None else bias.reshape(1)
-        return linear(x, weight.unsqueeze(0), bias, activation=activation).squeeze(-1)
+    if bias is not None and bias.shape != weight.shape[:1] and bias.numel() in (1, len(weight)):
+        bias = bias.reshape(-1).expand(len(weight))  # torch broadcasts it
     batch = x.shape[:-1]
     y = autograd.linear(x.reshape(math.prod(batch), x.shape[-1]), weight, bias, activation)
     return y.view(*batch, weight.shape[0])
@@ -145,19 +150,20 @@ def _zeros_around(padding: Padding, kernel_size: int, stride: int, dilation: int
 
 
 def _single(name: str, value: int | tuple[int, ...]) -> int:
-    if isinstance(value, int):
-        return value
+    if not isinstance(value, Sequence):
+        return operator.index(value)
     if len(value) != 1:
         raise RuntimeError(f"conv1d: {name} must be an int or have one element, got {value}")
-    return int(value[0])
+    return operator.index(value[0])
 
 
 def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Inside an autocast region, cast as it does: floating tensors, float64 excepted."""
     if not torch.is_autocast_enabled(x.device.type):
         return x, *others
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return tuple(
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in (x, *others)
-    )
+    return tuple(None if t is None else t.to(compute_dtype(t)) for t in (x, *others))
+
+
+# Tracers by proxies, which cannot follow the checks, keep the calls as they are.
+torch.fx.wrap("linear")
+torch.fx.wrap("conv1d")

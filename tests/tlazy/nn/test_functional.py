@@ -1,5 +1,6 @@
 """linear and conv1d against torch.nn.functional, on both implementations."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as tF
@@ -36,6 +37,21 @@ def test_linear_takes_any_number_of_batch_dimensions(
 def test_linear_takes_a_weight_vector(backend, device, exact_fp32):
     x, w = torch.randn(2, 3, 7), torch.randn(7)
     assert_equal_to_torch(F.linear(x.to(device), w.to(device)).cpu(), tF.linear(x, w))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (1, 4)])
+def test_linear_broadcasts_the_bias_as_torch(backend, device, exact_fp32, shape):
+    x, w, b = torch.randn(5, 7), torch.randn(4, 7), torch.randn(shape, requires_grad=True)
+    y = F.linear(x.to(device), w.to(device), b.to(device))
+    assert_equal_to_torch(y.cpu(), tF.linear(x, w, b))
+    (grad,) = torch.autograd.grad(y.sum(), b)
+    torch.testing.assert_close(grad, torch.full(shape, 20.0 / max(1, b.numel())))
+
+
+def test_settings_may_be_numpys_integers(backend, device, exact_fp32):
+    x, w, two = torch.randn(2, 3, 9), torch.randn(4, 3, 3), np.int64(2)
+    found = F.conv1d(x.to(device), w.to(device), None, two, two, (two,))
+    assert_equal_to_torch(found.cpu(), tF.conv1d(x, w, None, 2, 2, 2))
 
 
 def test_linear_without_input_features_is_the_bias(backend, device):
@@ -98,35 +114,48 @@ def test_autocast_sets_the_output_dtype(backend, device, function):
             assert F.conv1d(x, w, activation="relu").dtype is dtype
 
 
-def x3(*shape):
-    return torch.zeros(*shape)
+def zeros(*shape):
+    return torch.zeros(shape)
 
 
 BAD_CALLS = {
-    "linear: features": lambda: (F.linear, tF.linear, (x3(2, 3), x3(4, 5))),
-    "linear: bias": lambda: (F.linear, tF.linear, (x3(2, 3), x3(4, 3), x3(5))),
-    "linear: dtype": lambda: (F.linear, tF.linear, (x3(2, 3), x3(4, 3).half())),
-    "linear: weight dims": lambda: (F.linear, tF.linear, (x3(2, 3), x3(2, 4, 3))),
-    "conv1d: channels": lambda: (F.conv1d, tF.conv1d, (x3(2, 3, 9), x3(4, 5, 3))),
-    "conv1d: too short": lambda: (F.conv1d, tF.conv1d, (x3(2, 3, 2), x3(4, 3, 3))),
-    "conv1d: bias": lambda: (F.conv1d, tF.conv1d, (x3(2, 3, 9), x3(4, 3, 3), x3(5))),
-    "conv1d: dims": lambda: (F.conv1d, tF.conv1d, (x3(1, 2, 3, 9), x3(4, 3, 3))),
-    "conv1d: weight dims": lambda: (F.conv1d, tF.conv1d, (x3(2, 3, 9), x3(4, 3))),
-    "conv1d: stride": lambda: (F.conv1d, tF.conv1d, (x3(2, 3, 9), x3(4, 3, 3), None, 0)),
-    "conv1d: padding": lambda: (F.conv1d, tF.conv1d, (x3(2, 3, 9), x3(4, 3, 3), None, 1, -1)),
-    "conv1d: same": lambda: (F.conv1d, tF.conv1d, (x3(2, 3, 9), x3(4, 3, 3), None, 2, "same")),
-    "conv1d: word": lambda: (F.conv1d, tF.conv1d, (x3(2, 3, 9), x3(4, 3, 3), None, 1, "some")),
+    "linear: features": lambda: (F.linear, tF.linear, (zeros(2, 3), zeros(4, 5))),
+    "linear: bias": lambda: (F.linear, tF.linear, (zeros(2, 3), zeros(4, 3), zeros(5))),
+    "linear: dtype": lambda: (F.linear, tF.linear, (zeros(2, 3), zeros(4, 3).half())),
+    "linear: scalar": lambda: (F.linear, tF.linear, (zeros(), zeros(4, 3))),
+    "linear: weight dims": lambda: (F.linear, tF.linear, (zeros(2, 3), zeros(2, 4, 3))),
+    "conv1d: channels": lambda: (F.conv1d, tF.conv1d, (zeros(2, 3, 9), zeros(4, 5, 3))),
+    "conv1d: too short": lambda: (F.conv1d, tF.conv1d, (zeros(2, 3, 2), zeros(4, 3, 3))),
+    "conv1d: bias": lambda: (F.conv1d, tF.conv1d, (zeros(2, 3, 9), zeros(4, 3, 3), zeros(5))),
+    "conv1d: dims": lambda: (F.conv1d, tF.conv1d, (zeros(1, 2, 3, 9), zeros(4, 3, 3))),
+    "conv1d: weight dims": lambda: (F.conv1d, tF.conv1d, (zeros(2, 3, 9), zeros(4, 3))),
+    "conv1d: stride": lambda: (F.conv1d, tF.conv1d, (zeros(2, 3, 9), zeros(4, 3, 3), None, 0)),
+    "conv1d: padding": lambda: (F.conv1d, tF.conv1d, (zeros(2, 3, 9), zeros(4, 3, 3), None, 1, -1)),
+    "conv1d: same": lambda: (
+        F.conv1d,
+        tF.conv1d,
+        (zeros(2, 3, 9), zeros(4, 3, 3), None, 2, "same"),
+    ),
+    "conv1d: word": lambda: (
+        F.conv1d,
+        tF.conv1d,
+        (zeros(2, 3, 9), zeros(4, 3, 3), None, 1, "some"),
+    ),
     "conv1d: groups": lambda: (
         F.conv1d,
         tF.conv1d,
-        (x3(2, 4, 9), x3(3, 2, 3), None, 1, 0, 1, 2),
+        (zeros(2, 4, 9), zeros(3, 2, 3), None, 1, 0, 1, 2),
     ),
     "conv1d: no groups": lambda: (
         F.conv1d,
         tF.conv1d,
-        (x3(2, 4, 9), x3(4, 4, 3), None, 1, 0, 1, 0),
+        (zeros(2, 4, 9), zeros(4, 4, 3), None, 1, 0, 1, 0),
     ),
-    "conv1d: strides": lambda: (F.conv1d, tF.conv1d, (x3(2, 3, 9), x3(4, 3, 3), None, (1, 2))),
+    "conv1d: strides": lambda: (
+        F.conv1d,
+        tF.conv1d,
+        (zeros(2, 3, 9), zeros(4, 3, 3), None, (1, 2)),
+    ),
 }
 
 

@@ -141,3 +141,18 @@ def test_network_exports_and_gives_the_same(device, backend):
     x = torch.randn(5, 3, 11, device=device)
     with tlazy.backend(backend):
         torch.testing.assert_close(program.module()(x), net(x))
+
+
+def test_fx_keeps_the_calls_whole():
+    net = nn.Sequential(nn.Conv1d(3, 4, 3, activation="relu"), nn.Linear(9, 2))
+    graph = torch.fx.symbolic_trace(net)
+    x = torch.randn(2, 3, 11)
+    assert torch.equal(graph(x), net(x))
+    targets = {node.target for node in graph.graph.nodes if node.op == "call_function"}
+    assert targets == {tlazy.nn.functional.conv1d, tlazy.nn.functional.linear}
+
+
+def test_layers_can_be_built_of_fake_tensors(pair):
+    ours, _, args, _ = pair
+    with torch._subclasses.FakeTensorMode():
+        assert ours(*args).weight.shape == ours(*args).weight.shape
