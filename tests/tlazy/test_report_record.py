@@ -137,3 +137,22 @@ def test_rates_are_written_in_the_unit_that_fits(rate, unit):
     slow = row(median_us=1e6, q20_us=1e6, q80_us=1e6, flops=rate)
     plot = roofline(cpu_record(slow))
     assert plot.unit[0] == unit
+
+
+def test_a_roof_bends_at_its_ridge_and_never_leaves_the_axes():
+    plot = roofline(record(row()))
+    for roof in plot.roofs:
+        (_, low), (ridge, bend), (_, end) = plot.line(roof)
+        assert low < bend == end == roof.rate
+        assert ridge == pytest.approx(roof.rate / roof.bandwidth)
+
+
+def test_a_roof_of_memory_alone_ends_where_it_leaves_the_axes():
+    fast = row(flops=10**15)  # so many FLOPs per byte that memory would allow any rate
+    content = record(row(), fast, ceilings={"bandwidth": 4e12, "matmul": {}})
+    content["machine"]["device"] = "unknown"
+    plot = roofline(content)
+    [roof] = plot.roofs
+    *_, (x, y) = plot.line(roof)
+    assert y == pytest.approx(4e12 * x)
+    assert y <= plot.y.high * 1.001

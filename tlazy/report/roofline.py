@@ -77,12 +77,13 @@ class Roofline:
 
     def line(self, roof: Roof) -> list[tuple[float, float]]:
         """The corners of `roof` within the axes, as (FLOPs per byte, FLOP/s)."""
-        left = self.x.low
+        left, right = self.x.low, self.x.high
         if roof.bandwidth is not None:
             left = max(left, self.y.low / roof.bandwidth)
-        bend = [roof.ridge] if roof.ridge and left < roof.ridge < self.x.high else []
-        corners = [left, *bend, self.x.high]
-        return [(x, min(roof.height(x), self.y.high)) for x in corners]
+            if roof.rate is None:
+                right = min(right, self.y.high / roof.bandwidth)
+        bend = [roof.ridge] if roof.ridge and left < roof.ridge < right else []
+        return [(x, roof.height(x)) for x in (left, *bend, right)] if left < right else []
 
 
 def roofline(record: Mapping[str, Any]) -> Roofline:
