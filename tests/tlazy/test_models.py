@@ -77,3 +77,15 @@ def test_a_seed_gives_the_same_weights_again_and_another_seed_others(name):
     assert any(
         not torch.equal(value, other.state_dict()[key]) for key, value in first.state_dict().items()
     )
+
+
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_the_network_that_ships_compiles_whole_and_exports(device, backend):
+    net = MODELS["fcn"](2).to(device).eval()
+    x = torch.randn(3, 1, 10, device=device)
+    with tlazy.backend(backend), torch.no_grad():
+        expected = net(x)
+        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")(x)
+        exported = torch.export.export(net, (x,)).module()(x)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(exported, expected)
