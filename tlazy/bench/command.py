@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, Linear
 from tlazy.bench.record import Record
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
-from tlazy.run import pick_device
+from tlazy.run import check_device, pick_device
 from tlazy_kernels.reference import ACTIVATIONS
 from tlazy_kernels.roofline import Precision
 
@@ -74,6 +75,7 @@ def plan(options: Options) -> Plan:
         raise UserError(f"--minutes must be positive and finite, got {options.minutes}")
     if options.tune and not torch.cuda.is_available():
         raise UserError("--tune searches tiles on a GPU, and torch sees none here")
+    check_device(options.device)
     device = pick_device(options.device)
     if options.tune and device.type != "cuda":
         raise UserError("--tune searches tiles on a GPU: leave --device cpu out")
@@ -140,13 +142,21 @@ def suite_problems(
     name: str, device: torch.device, scale: str | None = None, dtype: torch.dtype | None = None
 ) -> list[Problem]:
     """A suite as it is measured on `device`: on a CPU small, and in float32 unless `dtype`."""
-    problems = list(suites.SUITES[name]())
+    return _fitted(suites.SUITES[name](), device, scale, dtype)
+
+
+def _fitted(
+    problems: Iterable[Problem],
+    device: torch.device,
+    scale: str | None,
+    dtype: torch.dtype | None,
+) -> list[Problem]:
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
     if dtype is not None:
         problems = [dataclasses.replace(problem, dtype=dtype) for problem in problems]
     small = scale == "small" if scale else device.type == "cpu"
-    return [problem.small() for problem in problems] if small else problems
+    return [problem.small() if small else problem for problem in problems]
 
 
 def check_writable(option: str, path: Path) -> None:
@@ -177,17 +187,19 @@ def _check_choices(options: Options) -> None:
 def _problems(options: Options, device: torch.device) -> list[Problem]:
     """The problems that the options choose."""
     dtype = None if options.dtype is None else DTYPES[options.dtype]
-    if options.shape is None:
-        found = suite_problems(options.suite or _suite_of(options.op), device, options.scale, dtype)
-        found = [p for p in found if options.op in (None, p.operation.op)]
-        if not found:
-            raise UserError(f"the suite {options.suite or 'goals'} has no problem of {options.op}")
+    if options.shape is not None:
+        found = [_adjusted(_one_problem(options, device, dtype), options)]
     else:
-        found = [_one_problem(options, device, dtype)]
+        suite = options.suite or _suite_of(options.op)
+        chosen = [p for p in suites.SUITES[suite]() if options.op in (None, p.operation.op)]
+        if not chosen:
+            raise UserError(f"the suite {suite} has no problem of {options.op}")
+        chosen = [_adjusted(problem, options) for problem in chosen]
+        found = _fitted(chosen, device, options.scale, dtype)
     if options.passes is not None:
         which: Any = options.passes
         found = [dataclasses.replace(problem, passes=(which,)) for problem in found]
-    return [_adjusted(problem, options) for problem in found]
+    return found
 
 
 def _suite_of(op: str | None) -> str:
@@ -250,10 +262,8 @@ def _check_outputs(options: Options) -> None:
     if options.html is not None:
         if options.json is not None and options.html.absolute() == options.json.absolute():
             raise UserError(f"--json and --html are the same file: {options.html}")
-        try:
-            import tlazy.report  # noqa: F401
-        except ImportError as error:
-            raise UserError(f"--html: {error}; install what it needs: {EXTRA}") from None
+        if importlib.util.find_spec("jinja2") is None:
+            raise UserError(f"--html needs jinja2: {EXTRA}")
     if options.tune and (options.html or options.compare):
         raise UserError("--tune writes a table of tiles: it takes --json, not --html or --compare")
 
@@ -292,10 +302,7 @@ def _write_html(path: Path | None, content: dict[str, Any]) -> None:
         return
     from tlazy.report import write_html
 
-    try:
-        write_html(content, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_html(content, path)
     print(f"report written to {path}")
 
 

@@ -19,8 +19,8 @@ from tlazy.bench.timing import Timer, timer_for
 from tlazy_kernels.roofline import DEVICES, Cost, Device, Precision
 
 COPIED_BYTES = {"cuda": 2**31, "cpu": 2**27}
-MATMUL_SIZE = {"cuda": 8192, "cpu": 768}
-SECONDS_EACH = 0.3
+MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
+SECONDS_EACH = 0.5
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tlazy.bench.operations import Pass
 from tlazy.bench.suites import Problem
 
 GROUP = ("suite", "op", "problem", "shape", "dtype", "pass", "activation", "layout")
-NARROW = 140
+NARROW = 160
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def show(content: Mapping[str, Any], console: Console | None = None) -> None:
     if not console.is_terminal:
         console = Console(width=max(console.width, NARROW), file=console.file)
     table = Table(title=None, caption=_caption(content), caption_justify="left")
-    table.add_column("problem")
+    table.add_column("problem", overflow="fold")
     table.add_column("peer", no_wrap=True)
     numbers = ("median us", "20-80%", "TFLOP/s", "GB/s", "of floor", "error", "tlazy is")
     for name in numbers:
@@ -63,22 +63,22 @@ def show_flagged(flagged: Sequence[Mapping[str, Any]], common: int, old: Path | 
 
 def _add_group(table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     ours = next((row for row in rows if row["peer"] == "tlazy"), None)
-    for i, row in enumerate(rows):
-        head = _describe(row) if i == 0 else ""
-        table.add_row(
-            head,
-            escape(f"{row['peer']} ({row['backend']})" if row["backend"] else row["peer"]),
-            *(_cells(row, ours) if row["status"] == "ok" else _refusal(row)),
-            end_section=i == len(rows) - 1,
-        )
+    for text, row in zip_longest(_description(rows[0]), rows):
+        if row is None:
+            table.add_row(text)
+            continue
+        peer = f"{row['peer']} ({row['backend']})" if row["backend"] else row["peer"]
+        cells = _cells(row, ours) if row["status"] == "ok" else _refusal(row)
+        table.add_row(text or "", escape(peer), *cells)
+    table.add_section()
 
 
-def _describe(row: Mapping[str, Any]) -> str:
+def _description(row: Mapping[str, Any]) -> list[str]:
+    """The problem's name, its kind, and its shape as ``--shape`` takes it."""
     shape = ",".join(str(value).lower() for value in row["shape"].values())
-    kind = ", ".join(
-        filter(None, (row["op"], row["dtype"], row["pass"], row["activation"], row["layout"]))
-    )
-    return escape(f"{row['problem']}\n{kind}\n{shape}")
+    kind = (row["op"], row["dtype"], row["pass"], row["activation"], row["layout"])
+    lines = (row["problem"], " ".join(filter(None, kind)), shape.removesuffix(",true"))
+    return [escape(line) for line in dict.fromkeys(lines)]
 
 
 def _cells(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> list[str]:

@@ -1,0 +1,233 @@
+"""`tlazy bench` on the command line: what it shows, what it refuses, and how it is stopped."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tlazy.nn.functional
+from tlazy import cli, report
+from tlazy.bench import command, measuring, timing
+
+ROOT = Path(__file__).parents[2]
+TINY = ("linear", "--shape", "32,16,24", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Short samples on one thread: the machine has other work, and the times are not looked at."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(command.machine, "SECONDS_EACH", 0.001)
+    monkeypatch.setitem(command.machine.MATMUL_SIZE, "cpu", 64)
+    monkeypatch.setitem(command.machine.COPIED_BYTES, "cpu", 2**16)
+    monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 2**16)
+    monkeypatch.setattr(timing, "MOST_SAMPLES", 5)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+
+def refusal(arguments, capsys, folder):
+    """The one line on stderr of a refused command, which changes nothing and measures nothing."""
+    before = content(folder)
+    capsys.readouterr()
+    assert cli.main(["bench", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1, printed.err
+    assert content(folder) == before
+    return printed.err
+
+
+def test_peers_stand_side_by_side_and_the_first_line_says_what_is_measured(here, capsys):
+    assert cli.main(["bench", *TINY, "--json", "record.json"]) == 0
+    out = capsys.readouterr().out
+    first = out.splitlines()[0]
+    if not torch.cuda.is_available():
+        assert "there is no GPU here; tlazy runs ATen on a CPU, so both sides are ATen" in first
+    assert re.search(
+        r"linear 32,16,24 +│ tlazy \(aten\) .*\n.*float32 forward +│ eager \(aten\)", out
+    )
+    record = report.load("record.json")
+    assert record["complete"]
+    assert record["machine"]["kind"] == "cpu"
+    assert record["machine"]["device"] in out
+    assert {(row["peer"], row["pass"]) for row in record["rows"]} == {
+        (peer, which) for peer in ("tlazy", "eager") for which in ("forward", "full")
+    }
+
+
+def test_options_choose_dtype_pass_activation_layout_and_peers(here, capsys):
+    arguments = ["depthwise", "--shape", "2,8,50,4", "--dtype", "float16", "--pass", "backward"]
+    arguments += ["--activation", "silu", "--layout", "nlc", "--peer", "eager-channels-last"]
+    assert cli.main(["bench", *arguments, "--device", "cpu", "--json", "record.json"]) == 0
+    rows = report.load("record.json")["rows"]
+    assert [row["peer"] for row in rows] == ["tlazy", "eager-channels-last"]
+    for row in rows:
+        assert (row["status"], row["dtype"], row["pass"]) == ("ok", "float16", "backward")
+        assert (row["activation"], row["layout"], row["op"]) == ("silu", "nlc", "depthwise")
+
+
+def test_a_suite_can_be_limited_to_an_operation_and_in_time(here, capsys):
+    arguments = ["conv_transpose1d", "--suite", "kernelbench", "--minutes", "5", "--device", "cpu"]
+    assert cli.main(["bench", *arguments, "--scale", "small", "--json", "record.json"]) == 0
+    rows = report.load("record.json")["rows"]
+    assert [row["problem"] for row in rows[::2]] == [f"KernelBench 1/{n}" for n in (64, 74, 79)]
+    assert all(row["status"] == "ok" for row in rows[1::2])
+
+
+def test_html_writes_the_report(here, capsys):
+    pytest.importorskip("jinja2")
+    assert cli.main(["bench", *TINY, "--pass", "forward", "--html", "report.html"]) == 0
+    assert "linear 32,16,24" in (here / "report.html").read_text()
+
+
+def test_compare_flags_a_slowed_kernel_with_exit_code_1(here, capsys, monkeypatch):
+    forward = [*TINY, "--pass", "forward"]
+    assert cli.main(["bench", *forward, "--json", "old.json"]) == 0
+    fast = tlazy.nn.functional.linear
+
+    def slowed(*tensors, **options):
+        time.sleep(0.01)
+        return fast(*tensors, **options)
+
+    monkeypatch.setattr(tlazy.nn.functional, "linear", slowed)
+    capsys.readouterr()
+    assert cli.main(["bench", *forward, "--compare", "old.json", "--json", "new.json"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"worse than in old.json: .*, forward, tlazy: [\d.]+ times as long", out)
+    assert "of 2 measurements that old.json has too are worse" in out
+
+
+def test_a_wrong_kernel_is_refused_in_the_table(here, capsys, monkeypatch):
+    stock = torch.nn.functional.linear
+    wrong = lambda x, w, b, activation: stock(x, w, b) + 0.1  # noqa: E731
+    monkeypatch.setattr(tlazy.nn.functional, "linear", wrong)
+    assert cli.main(["bench", *TINY, "--pass", "forward"]) == 0
+    assert re.search(r"tlazy \(aten\) +│ +wrong │ +relative error", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pool"], "OP must be one of linear, conv1d, depthwise, conv_transpose1d, model"),
+        (["--suite", "all"], "--suite must be one of goals, kernelbench, models, sweep, got 'all'"),
+        (["model", "--suite", "sweep"], "the suite sweep has no problem of model"),
+        (["--dtype", "int8"], "--dtype must be one of float32, float16"),
+        (["--pass", "sideways"], "--pass must be one of forward, backward, full"),
+        (["--activation", "selu"], "--activation must be one of none, relu"),
+        (["model", "--activation", "relu"], "--activation is not for model"),
+        (["linear", "--layout", "nlc"], "--layout is not for linear"),
+        (["--layout", "lcn"], "--layout must be one of ncl, nlc"),
+        (["--peer", "eager,jax"], "--peer must be of tlazy, eager, .*, got 'jax'"),
+        (["--peer", ""], "--peer must be of tlazy"),
+        (["--device", "tpu"], "--device must be one of auto, cpu, cuda"),
+        (["--scale", "huge"], "--scale must be one of full, small"),
+        (["--shape", "4,5,6"], "--shape needs an operation"),
+        ([*TINY, "--suite", "goals"], "--suite and --shape exclude each other"),
+        (["linear", "--shape", "4,5"], "--shape 4,5: missing a required argument: 'k'"),
+        (["linear", "--shape", "4,-5,6"], "n must be a whole number of at least 1, got -5"),
+        (["conv1d", "--shape", "1,1,5,1,9"], "Kernel size can't be greater"),
+        (["linear", "--shape", "900000,900000,900000"], "--shape needs about .* GiB"),
+        (["--minutes", "0"], "--minutes must be positive"),
+        (["--minutes", "nan"], "--minutes must be positive"),
+        (["--json", "."], "--json . is a folder"),
+        (["--json", "none/record.json"], "--json none/record.json: there is no folder none"),
+        (["--html", "none/report.html"], "--html none/report.html: there is no folder none"),
+        (["--json", "same", "--html", "same"], "--json and --html are the same file"),
+        (["--compare", "none.json"], "cannot read none.json"),
+        (["--compare", "bad.json"], "bad.json"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line(arguments, message, here, capsys):
+    (here / "bad.json").write_text('{"format": 1}')
+    assert re.search(message, refusal([*arguments], capsys, here))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tune"], "--tune searches tiles on a GPU, and torch sees none here"),
+        (["--device", "cuda"], "--device cuda: .*; use --device cpu or auto"),
+        (["--peer", "cudnn-benchmark"], "--peer cudnn-benchmark needs a GPU"),
+        (["--peer", "eager,fla"], "--peer fla needs a GPU"),
+    ],
+)
+def test_a_gpu_option_without_a_gpu_is_refused_in_one_line(arguments, message, here, capsys):
+    assert re.search(message, refusal(arguments, capsys, here))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_write_permission_is_refused_in_one_line(here, capsys):
+    here.chmod(0o500)
+    try:
+        assert "cannot write" in refusal([*TINY, "--json", "record.json"], capsys, here)
+    finally:
+        here.chmod(0o700)
+
+
+def test_a_record_is_not_compared_with_the_file_that_replaces_it(here, capsys):
+    assert cli.main(["bench", *TINY, "--pass", "forward", "--json", "record.json"]) == 0
+    arguments = [*TINY, "--json", "record.json", "--compare", "record.json"]
+    assert "is the file to compare with" in refusal(arguments, capsys, here)
+    other = json.loads((here / "record.json").read_text())
+    other["machine"]["device"] = "NVIDIA H200"
+    (here / "other.json").write_text(json.dumps(other))
+    arguments = [*TINY, "--compare", "other.json"]
+    assert "records of different devices" in refusal(arguments, capsys, here)
+
+
+def test_html_without_jinja2_is_refused_before_measuring(here, capsys, monkeypatch):
+    find = command.importlib.util.find_spec
+    monkeypatch.setattr(
+        command.importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name)
+    )
+    assert "pip install 'tlazy[plot]'" in refusal([*TINY, "--html", "report.html"], capsys, here)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_a_valid_file_with_what_was_measured(number, here):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tlazy", "bench", "linear", "--device", "cpu", "--json", "r.json"],
+        cwd=here,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("2/"):
+            break
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    record = report.load(here / "r.json")
+    assert not record["complete"]
+    assert {row["peer"] for row in record["rows"] if row["status"] == "ok"} == {"tlazy", "eager"}
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "incomplete: not everything was measured" in out
+        assert os.listdir(here) == ["r.json"]
