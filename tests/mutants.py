@@ -3,8 +3,9 @@
     python tests/mutants.py            # all of them, two at a time
     python tests/mutants.py relu       # those whose name contains "relu"
 
-A mutant counts as caught where a test fails, first in Triton's interpreter and, where that passes,
-under ttsem, which also sees accesses out of bounds and races. Exits with 1 if any survives.
+A mutant counts as caught where a test of its file fails in Triton's interpreter or, for those that
+only ttsem sees (accesses out of bounds, races), under ttsem. Exits with 0 only if all are caught.
+Takes about four minutes on 2 idle cores.
 """
 
 from __future__ import annotations
@@ -26,18 +27,23 @@ RUNS = {"interpreter": ["-m", "pytest"], "ttsem": ["-m", "ttsem.sanitize", "pyte
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one line: `old`, which stands `times` times in the file, becomes `new`."""
+    """One change of one line: `old`, which stands once in the file, becomes `new`."""
 
     name: str
     file: str
     old: str
     new: str
-    times: int = 1
+    seen_by: str = "interpreter"
 
     @property
     def tests(self) -> str:
         stem = {"positions": "conv1d", "launch": "linear"}.get(self.file, self.file)
         return f"{TESTS}/test_{stem}.py"
+
+    @property
+    def command(self) -> list[str]:
+        """How to run its tests."""
+        return [sys.executable, *RUNS[self.seen_by], self.tests, "-x", "-q"]
 
 
 MUTANTS = [
@@ -64,8 +70,8 @@ MUTANTS = [
     Mutant(
         "tap off by one",
         "positions",
-        "- padding + tap * dilation",
-        "- padding + (tap + 1) * dilation",
+        "tap.to(tl.int64) * dilation",
+        "(tap.to(tl.int64) + 1) * dilation",
     ),
     Mutant(
         "end of the input off by one",
@@ -88,7 +94,7 @@ MUTANTS = [
     Mutant(
         "split runs into the next", "conv1d", "tl.minimum(first + rows_per_split, rows)", "rows"
     ),
-    Mutant("bias unmasked", "conv1d", "stride_bias, mask=f < F, other=0.0", "stride_bias"),
+    Mutant("bias unmasked", "conv1d", "stride_bias, mask=f < F, other=0.0", "stride_bias", "ttsem"),
     Mutant(
         "product in the input's dtype",
         "depthwise",
@@ -142,7 +148,7 @@ def main(wanted: str = "") -> int:
 
 
 def try_out(mutant: Mutant) -> bool:
-    """Run the mutant's tests on a copy of the tree; say how it was caught, if it was."""
+    """Run the mutant's tests on a copy of the tree; say whether it was caught."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
@@ -150,23 +156,24 @@ def try_out(mutant: Mutant) -> bool:
             source = ROOT / part
             (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
         break_(mutant, copy / f"kernels/tlazy_kernels/{mutant.file}.py")
-        by = next((name for name, command in RUNS.items() if fails(command, mutant, copy)), None)
-    print(f"{mutant.name}: {by or 'SURVIVED'} ({time.perf_counter() - start:.0f} s)", flush=True)
-    return by is not None
+        caught = fails(mutant, copy)
+    by = f"caught, {mutant.seen_by}" if caught else "SURVIVED"
+    print(f"{mutant.name}: {by} ({time.perf_counter() - start:.0f} s)", flush=True)
+    return caught
 
 
 def break_(mutant: Mutant, path: Path) -> None:
     text = path.read_text()
-    if text.count(mutant.old) != mutant.times:
+    if text.count(mutant.old) != 1:
         raise SystemExit(f"{path.name}: {mutant.old!r} stands {text.count(mutant.old)} times")
     path.write_text(text.replace(mutant.old, mutant.new))
 
 
-def fails(command: list[str], mutant: Mutant, copy: Path) -> bool:
+def fails(mutant: Mutant, copy: Path) -> bool:
     """Whether a test fails, or the process dies; anything else that goes wrong is an error."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, *command, mutant.tests, "-x", "-q", "-p", "no:cacheprovider"],
+        [*mutant.command, "-p", "no:cacheprovider"],
         cwd=copy,
         env=environment | {"PYTHONPATH": str(copy / "kernels")},
         capture_output=True,

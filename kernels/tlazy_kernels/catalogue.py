@@ -51,6 +51,9 @@ def thorough_cases(dtype: torch.dtype) -> Iterator[Case]:
         tile: dict[str, Any] = {"config": config, "activation": "gelu", "tag": tag}
         yield from _linear(dtype, 131_072, 1024, 1024, **tile)
         yield from _conv1d("conv1d", dtype, (32, 128, 32_768), (128, 128, 9), **tile)
+    # No multiple of 16 samples: each row's address is its own, and full tiles need most registers.
+    odd: dict[str, Any] = {"activation": "gelu", "tag": " full odd"}
+    yield from _conv1d("conv1d", dtype, (32, 128, 32_761), (128, 128, 9), **odd)
     yield from _linear(dtype, rows=8, inputs=1000, outputs=10, activation=None, tag=" small")
     yield from _conv1d(
         "conv1d", dtype, (32, 100, 1021), (60, 25, 3), stride=2, activation="relu", tag=" odd"

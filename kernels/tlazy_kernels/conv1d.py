@@ -4,6 +4,11 @@ The convolution is a matrix product whose contraction runs over (input channel, 
 reads its rows of x in place, shifted. The input gradient is the same product with the shifts
 turned around, the weight gradient one product per tap over all positions. One input channel per
 group (depthwise) has no contraction over channels and goes to depthwise.py.
+
+Samples that do not exist (padding; in the input gradient also what the stride skips) take part in
+the product as zeros. An infinite or NaN weight therefore gives NaN where its tap meets one, as an
+explicitly padded convolution does; depthwise convolutions, and some of ATen's, leave them out.
+Telling them apart would take an accumulator, and a choice, for each tap.
 """
 
 from __future__ import annotations

@@ -40,6 +40,9 @@ NARROW_LOADS = {
 # Cases of the catalogue whose sizes leave no alignment to use.
 UNALIGNED = (" small", " odd")
 
+# Bytes of stack that are let pass: here ptxas keeps two registers in memory to fit two programs.
+SPILLS = {("conv1d_grad_input full odd", "sm_100", "float32"): 8}
+
 # Registers that a build may differ by from its baseline, for ptxas versions of one Triton version.
 REGISTER_TOLERANCE = 8
 BASELINES = Path(__file__).with_name("registers.json")
@@ -54,7 +57,7 @@ def shared_memory(row: Compiled) -> Iterator[str]:
 
 
 def stack(row: Compiled) -> Iterator[str]:
-    if row.stack or row.mix.get("local"):
+    if row.stack > SPILLS.get(row.key, 0) or (row.mix.get("local") and row.key not in SPILLS):
         yield f"{row.stack} bytes of stack, {row.mix.get('local', 0)} local loads and stores"
 
 

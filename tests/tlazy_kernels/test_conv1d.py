@@ -117,6 +117,23 @@ def test_infinite_and_nan_samples_reach_the_outputs_that_read_them_and_no_others
     assert conv1d_forward(x, weight, None, *case.settings)[0][0, :, 3:].isfinite().all()
 
 
+def test_an_infinite_weight_gives_nan_where_its_tap_meets_padding_or_a_gap_and_there_alone(
+    dtype, device
+):
+    """As conv1d.py says; an explicitly padded convolution does the same."""
+    case = Convolution(1, 2, 2, 6, 3, stride=2, padding=(1, 1))
+    x, weight, _, grad = case.operands(dtype, device)
+    weight[0, 0, 0] = torch.inf
+    y, _ = conv1d_forward(x, weight, None, *case.settings, config=SMALL)
+    assert y[0, 0].isnan().tolist() == [True, False, False]
+    assert y[0, 0, 1:].isinf().all()
+    dx = conv1d_grad_input(grad, weight, 6, *case.settings, config=SMALL)
+    assert dx[0, 0].isnan().tolist() == [True, False, True, False, True, True]
+    assert dx[0, 0, [1, 3]].isinf().all()
+    assert y[0, 1].isfinite().all()
+    assert dx[0, 1].isfinite().all()
+
+
 def test_a_batch_without_samples_has_a_weight_gradient_of_zero(dtype, device):
     case = Convolution(0, 3, 4, 10, 3)
     x, _, _, grad = case.operands(dtype, device)
