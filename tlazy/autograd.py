@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tlazy.ops import LIBRARY
 from tlazy_kernels import reference
-from tlazy_kernels.activations import NEEDS_PREACTIVATION
+from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
 _ops = torch.ops.tlazy
 

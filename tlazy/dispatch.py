@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from tlazy_kernels.launch import INTERPRETED, INTERPRETER_DTYPES, SUPPORTED_DTYPES
+from tlazy_kernels.launch import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES, SUPPORTED_DTYPES
 
 BackendName = Literal["auto", "triton", "aten"]
 
@@ -110,6 +110,8 @@ def _triton_obstacle(x: Tensor) -> str | None:
         return "in forward-mode differentiation ATen runs, which has its rules"
     if x.is_nested or (type(x) is not Tensor and is_traceable_wrapper_subclass(x)):
         return f"the kernels take plain tensors, not a {type(x).__name__} with parts inside"
+    if not HAS_TRITON:
+        return "Triton is not installed; it has wheels for Linux"
     dtype = compute_dtype(x)
     if dtype not in SUPPORTED_DTYPES:
         return f"the kernels take float32, float16 and bfloat16, not {dtype}"

@@ -14,9 +14,6 @@ from tlazy_kernels import checks
 from tlazy_kernels.configs import TileConfig, pointwise_config, split_rows
 from tlazy_kernels.launch import check_device, metadata, sum_splits
 
-# These derivatives need the input z of the activation; the others are functions of its output y.
-NEEDS_PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
-
 
 @triton.jit
 def activate(z, ACTIVATION: tl.constexpr):

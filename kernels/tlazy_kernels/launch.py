@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import triton
+
+# Triton has wheels for Linux only; elsewhere everything but the kernels works.
+HAS_TRITON: bool = importlib.util.find_spec("triton") is not None
 
 SUPPORTED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -15,7 +18,11 @@ SUPPORTED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 INTERPRETER_DTYPES = frozenset({torch.float32, torch.float16})
 
 # Read once, as ``@triton.jit`` does: changing the variable later changes nothing.
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+INTERPRETED: bool = False
+if HAS_TRITON:
+    import triton
+
+    INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def dot_precision(dtype: torch.dtype, family: Literal["matmul", "conv"]) -> str:

@@ -25,7 +25,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 _aten = torch.ops.aten
 
-# grad * act'(z), from z or from y = act(z): the same choice as activations.NEEDS_PREACTIVATION.
+# These derivatives need the input z of the activation; the others are functions of its output y.
+NEEDS_PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
+
+# grad * act'(z), from z or from y = act(z).
 _ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": lambda grad, y: _aten.threshold_backward(grad, y, 0),
     "gelu": lambda grad, z: _aten.gelu_backward(grad, z),

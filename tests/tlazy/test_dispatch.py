@@ -106,6 +106,25 @@ def test_a_tensor_of_tensors_runs_aten_and_says_so(device):
     assert "not a NestedTensor" in tlazy.dispatch._triton_obstacle(nested)
 
 
+def test_without_triton_all_but_the_kernels_works():
+    code = """
+import importlib.machinery, importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+sys.modules["triton"] = None
+import torch, tlazy
+net = tlazy.nn.Sequential(tlazy.nn.LazyConv1d(4, 3, activation="gelu"), tlazy.nn.LazyLinear(2))
+net(torch.randn(2, 3, 9)).sum().backward()
+y, z = torch.ops.tlazy.linear_forward(torch.ones(2, 3), torch.ones(4, 3), None, "gelu", True)
+print(y.shape, z.shape)
+with tlazy.backend("triton"):
+    tlazy.backend_of(torch.zeros(1))
+"""
+    done = python(code)
+    assert done.stdout == "torch.Size([2, 4]) torch.Size([2, 4])\n", done.stderr
+    assert done.stderr.strip().endswith("Triton is not installed; it has wheels for Linux")
+
+
 def test_importing_tlazy_is_quick_and_brings_in_no_tool():
     done = python(
         "import time, sys, torch, triton; start = time.perf_counter(); import tlazy\n"

@@ -15,8 +15,9 @@ from tests.tlazy_kernels.agreement import (
     spread,
 )
 from tlazy_kernels import reference
-from tlazy_kernels.activations import NEEDS_PREACTIVATION, epilogue_backward
+from tlazy_kernels.activations import epilogue_backward
 from tlazy_kernels.linear import linear_forward
+from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
 NAMES = tuple(reference.ACTIVATIONS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,7 +11,7 @@ from tests.tlazy_kernels import test_conv1d, test_depthwise
 from tests.tlazy_kernels.agreement import exact, random
 from tests.tlazy_kernels.convolutions import Convolution
 from tlazy_kernels import reference
-from tlazy_kernels.activations import NEEDS_PREACTIVATION
+from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
 CASES = [*test_conv1d.CASES, *test_depthwise.CASES]
 
