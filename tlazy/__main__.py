@@ -2,7 +2,10 @@
 
 import sys
 
-from tlazy.cli import main
+try:
+    from tlazy.cli import main
+except KeyboardInterrupt:  # Ctrl-C while packages load
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

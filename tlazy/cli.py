@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tlazy.errors import UserError
+from tlazy.errors import UserError, one_line, quoted, reason
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -18,6 +18,14 @@ SHOWN_PREDICTIONS = 20
 # Depending on its version, typer imports click or brings its own: reach the class through typer.
 _UsageError: Any = typer.BadParameter.__base__
 
+FORMATS = (
+    "Files: .csv (.tsv with tabs): a row is a series of one channel, its label first, a header is "
+    "skipped. .npz: arrays x_train, y_train, x_test, y_test, or x and y; x has shape (N, L) or "
+    "(N, C, L). .ts and .arff: sktime's and Weka's formats, any number of channels. Files named "
+    "SET_TRAIN and SET_TEST side by side are one set; of any other file without a test part 30% "
+    "of each class are set aside for testing."
+)
+
 app = typer.Typer(
     name="tlazy",
     help="Lazy layers on PyTorch with fused Triton kernels.",
@@ -25,6 +33,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _path(text: str) -> Path:
+    """A path from the command line; an empty one would be the current folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("it is empty")
+    return Path(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +61,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return BAD_INPUT
         command = error.ctx.command_path if error.ctx else "tlazy"
         return _complain(command, error.format_message())
+    except OSError as error:  # a full disk, a name that is too long
+        place = f" {quoted(str(error.filename))}" if error.filename is not None else ""
+        return _complain("tlazy", f"{error.strerror or reason(error)}{place}")
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import tlazy
+
+        print(f"tlazy {tlazy.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print tlazy's version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Lazy layers on PyTorch with fused Triton kernels."""
+
+
+@app.command(epilog=FORMATS)
 def train(
     context: typer.Context,
     data: Annotated[
@@ -77,13 +115,22 @@ def train(
     ] = "float32",
     out: Annotated[
         Path | None,
-        typer.Option(help="The run's folder.", show_default="runs/DATA-MODEL-SEED"),
+        typer.Option(
+            help="The run's folder.",
+            show_default="runs/DATA-MODEL-SEED",
+            parser=_path,
+            metavar="DIR",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the folder, with its options.")
     ] = False,
 ) -> int:
-    """Train a network on labelled time series."""
+    """Train a network on labelled time series.
+
+    The run's folder gets model.safetensors (the weights), checkpoint.pt (for --resume),
+    config.json, metrics.jsonl, curves.png and confusion.png.
+    """
     from tlazy import train as training
     from tlazy.display import display
     from tlazy.run import Options
@@ -99,24 +146,31 @@ def train(
     return _report(result)
 
 
-@app.command()
+@app.command(epilog=FORMATS)
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a trained run.")],
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Series to classify; labels may be missing.")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Write all predictions to this file.")
+        Path | None,
+        typer.Option(metavar="CSV", help="Write all predictions to this new file.", parser=_path),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Classify new series with a trained network."""
+    """Classify new series with a trained network.
+
+    In a .csv or .tsv file, a row of just as many values as the training series have steps has no
+    label; an .npz file gives x (and y), or else x_test (and y_test).
+    """
     from tlazy import predict as prediction
-    from tlazy.run import check_device
+    from tlazy.run import check_device, check_new_file
 
     check_device(device)
     if out is not None and out.exists() and file.exists() and out.samefile(file):
         raise UserError(f"--out {out} is the file to read")
+    if out is not None:
+        check_new_file(out)
     predictions = prediction.predict(run, file, device=device)
     _show(predictions, len(predictions.predicted) if out is None else SHOWN_PREDICTIONS)
     if out is not None:
@@ -136,13 +190,16 @@ def trace(
 ) -> None:
     """Print a network's layers, shapes, parameters and costs; nothing is computed."""
     sizes = _parse_shape(shape)
-    if classes < 1:
-        raise UserError(f"--classes must be at least 1, got {classes}")
     from tlazy.models import MODELS
+    from tlazy.run import MOST_COUNTED, check_range
     from tlazy.train import trace as trace_model
 
+    check_range("--classes", classes, 1, MOST_COUNTED)
+    for size in sizes:
+        check_range("--shape", size, 1, MOST_COUNTED)
+
     if model not in MODELS:
-        raise UserError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
+        raise UserError(f"model must be one of {', '.join(MODELS)}, got {quoted(model)}")
     print(trace_model(model, MODELS[model](classes), sizes))
 
 
@@ -246,7 +303,7 @@ def info() -> None:
 
 def _complain(command: str, message: str) -> int:
     """Put the message on one line of stderr, whatever it holds."""
-    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{command}: {one_line(message)}", file=sys.stderr)
     return BAD_INPUT
 
 
@@ -267,7 +324,7 @@ def _report(result: Any) -> int:
     if result.interrupted:
         print(
             f"interrupted after epoch {result.epochs} of {run.config.options.epochs}: {accuracy}; "
-            f"continue with: tlazy train --out {run.path} --resume"
+            f"continue with: {run.continue_with}"
         )
         return INTERRUPTED
     print(
@@ -281,9 +338,11 @@ def _parse_shape(text: str) -> tuple[int, int, int]:
     try:
         n, c, length = (int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--shape must be three numbers such as 8,3,150, got {text!r}") from None
+        raise UserError(
+            f"--shape must be three numbers such as 8,3,150, got {quoted(text)}"
+        ) from None
     if min(n, c, length) < 1:
-        raise UserError(f"--shape must be three positive numbers, got {text!r}")
+        raise UserError(f"--shape must be three positive numbers, got {quoted(text)}")
     return n, c, length
 
 
@@ -291,11 +350,15 @@ def _show(predictions: Any, most: int) -> None:
     """Print a table of the first `most` predictions."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("series", "predicted", "probability")
     if predictions.labels is not None:
         table.add_column("label")
     for i, name in enumerate(predictions.predicted[:most]):
-        cells = [str(i), name, f"{predictions.probabilities[i].max():.3f}"]
-        table.add_row(*cells, *([predictions.labels[i]] if predictions.labels is not None else []))
+        # As Text, so that a class called [/bold] is no markup.
+        cells: list[str | Text] = [str(i), Text(name), f"{predictions.probabilities[i].max():.3f}"]
+        if predictions.labels is not None:
+            cells.append(Text(predictions.labels[i]))
+        table.add_row(*cells)
     Console().print(table)

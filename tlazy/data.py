@@ -20,17 +20,24 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlazy.errors import UserError
+from tlazy.errors import UserError, quoted, reason
 
 TEST_SHARE = 0.3
+# A label names folders, columns and ticks: longer ones are data in the wrong column.
+MOST_LABEL = 200
+
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True)
@@ -98,10 +105,17 @@ class Normalization:
 
 
 class Series(NamedTuple):
-    """What a file holds: each series with shape (C, L_i), and the labels where there are any."""
+    """What a file holds.
+
+    Attributes:
+        values: each series with shape (C, L_i).
+        labels: one for each series, or None where there are none.
+        where: the file, and the part of it, as an error names it.
+    """
 
     values: Sequence[np.ndarray]
     labels: list[str] | None
+    where: str
 
 
 def load_dataset(source: str, *, seed: int = 0) -> Dataset:
@@ -116,18 +130,18 @@ def load_dataset(source: str, *, seed: int = 0) -> Dataset:
     """
     name, train, test = _parts(source)
     if test is None:
-        train, test = _split(train, name, seed)
-    x_train, x_test = (
-        check_values(part.values, f"{name}, {kind} part")
-        for part, kind in ((train, "training"), (test, "test"))
-    )
+        # The numbers in an error are the file's: it is checked before the split shuffles it.
+        check_values(train.values, train.where)
+        check_labels(_labels(train), train.where)
+        train, test = _split(train, seed)
+    x_train, x_test = (check_values(part.values, part.where) for part in (train, test))
     if x_train.shape[1:] != x_test.shape[1:]:
         raise UserError(
             f"{name}: training series have {_shape_text(x_train)}, "
             f"test series {_shape_text(x_test)}; they must agree"
         )
-    classes, y_train = _check_classes(train, name)
-    y_test = _check_test_labels(test, classes, name)
+    classes, y_train = _check_classes(train)
+    y_test = _check_test_labels(test, classes)
     return Dataset(name, x_train, y_train, x_test, y_test, classes)
 
 
@@ -146,7 +160,7 @@ def read_file(path: Path, *, unlabelled_length: int | None = None) -> Series:
         arrays = _read_npz(path)
         for x, y in (("x", "y"), ("x_test", "y_test")):
             if x in arrays:
-                return _series_of_arrays(arrays[x], arrays.get(y), path)
+                return _series_of_arrays(arrays[x], arrays.get(y), str(path))
         raise UserError(f"{path}: no array x or x_test among {sorted(arrays)}")
     return _read(path, unlabelled_length)
 
@@ -187,22 +201,43 @@ def check_values(values: Sequence[np.ndarray], where: str) -> np.ndarray:
     return x
 
 
+def check_labels(labels: Sequence[str], where: str) -> None:
+    """Raise UserError, naming the series, for a label that is missing or no name at all."""
+    for i, label in enumerate(labels):
+        if is_missing(label):
+            raise UserError(f"{where}: series {i} (counted from 0) has no label")
+        if len(label) > MOST_LABEL or not label.isprintable():
+            raise UserError(
+                f"{where}: series {i} (counted from 0) is labelled {quoted(label)}: a label is "
+                f"printable and has at most {MOST_LABEL} characters, this one has {len(label)}"
+            )
+
+
+def is_missing(label: str) -> bool:
+    """Whether a label says that there is none."""
+    return label.lower() in ("", "?", "nan")
+
+
 def canonical_label(text: str) -> str:
     """``"1"`` for ``" 1 "``, ``"1.0"`` and ``"1.0000e+00"``; other labels lose only spaces.
 
-    >>> canonical_label("2.0000000e+00"), canonical_label(" left ")
-    ('2', 'left')
+    A whole number is the same label whether it is written as an integer or as a float, exactly:
+    nothing is rounded. What no writer of numbers writes (``007``, ``1_1``, ``+1``) is text.
+
+    >>> canonical_label("2.0000000e+00"), canonical_label(" left "), canonical_label("007")
+    ('2', 'left', '007')
     """
     text = text.strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else text
+    if not _FLOAT.fullmatch(text) or _INTEGER.fullmatch(text):
+        return "0" if text == "-0" else text
+    number = Decimal(text)
+    return f"{abs(number) if number == 0 else number:.0f}" if number % 1 == 0 else text
 
 
 def _parts(source: str) -> tuple[str, Series, Series | None]:
     """The set's name, its training part and, where there is one, its test part."""
+    if not source.strip():
+        raise UserError("--data is empty: give the name of a set, or a file")
     path = Path(source)
     if path.suffix.lower() not in _SUFFIXES and not path.exists():
         folder = _bundled_folder(source)
@@ -211,8 +246,10 @@ def _parts(source: str) -> tuple[str, Series, Series | None]:
             _read(folder / f"{source}_TRAIN.ts", None),
             _read(folder / f"{source}_TEST.ts", None),
         )
+    if path.is_dir():
+        raise UserError(f"--data {path} is a folder, not a file")
     stem = path.stem.removesuffix("_TRAIN").removesuffix("_TEST")
-    train, test = (path.with_stem(f"{stem}_{part}") for part in ("TRAIN", "TEST"))
+    train, test = (path.with_name(f"{stem}_{part}{path.suffix}") for part in ("TRAIN", "TEST"))
     if stem != path.stem and train.exists() and test.exists():
         return stem, read_file(train), read_file(test)
     if path.suffix.lower() == ".npz":
@@ -224,77 +261,99 @@ def _bundled_folder(name: str) -> Path:
     """Where sktime's wheel keeps the set `name`."""
     sktime = _import_sktime(f"the data set {name}")
     root = Path(sktime.__path__[0]) / "datasets" / "data"
-    known = sorted(p.name.removesuffix("_TRAIN.ts") for p in root.glob("*/*_TRAIN.ts"))
-    if name not in known:
+    kinds = {
+        path.name.removesuffix("_TRAIN.ts"): _bundled_kind(path)
+        for path in root.glob("*/*_TRAIN.ts")
+    }
+    if name not in kinds:
+        known = sorted(known for known, kind in kinds.items() if kind == "classes")
         raise UserError(
-            f"no data set and no file {name!r}: sets in sktime's wheel are {', '.join(known)}; "
-            f"files end in {', '.join(sorted(_SUFFIXES))}"
+            f"no data set and no file {quoted(name)}: sets in sktime's wheel are "
+            f"{', '.join(known)}; files end in {', '.join(sorted(_SUFFIXES))}"
+        )
+    if kinds[name] == "numbers":
+        raise UserError(
+            f"{name} is a set for regression: its series have numbers for labels, not classes"
         )
     return root / name
 
 
-def _split(data: Series, name: str, seed: int) -> tuple[Series, Series]:
+def _bundled_kind(path: Path) -> str:
+    """What a set is for, by the head of its ``.ts`` file: "classes", "numbers" or "unequal"."""
+    head = ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            head += " ".join(line.lower().split()) + "\n"
+            if line.lower().startswith("@data"):
+                break
+    if "@targetlabel true" in head:
+        return "numbers"
+    return "unequal" if "@equallength false" in head else "classes"
+
+
+def _split(data: Series, seed: int) -> tuple[Series, Series]:
     """Put `TEST_SHARE` of each class aside."""
-    _import_sktime(f"splitting {name} into a training and a test part")
+    _import_sktime(f"splitting {data.where} into a training and a test part")
     from sklearn.model_selection import train_test_split
 
-    if data.labels is None:
-        raise UserError(f"{name}: the series have no labels, nothing can be learned from them")
-    _check_present(data.labels, name)
+    labels = _labels(data)
     try:
-        train, test = train_test_split(
+        parts = train_test_split(
             np.arange(len(data.values)),
             test_size=TEST_SHARE,
-            stratify=data.labels if len(set(data.labels)) > 1 else None,
+            stratify=labels if len(set(labels)) > 1 else None,
             random_state=seed,
         )
     except ValueError as error:
         raise UserError(
-            f"{name}: too few series to set {TEST_SHARE:.0%} of each class aside for testing "
-            f"({error}); give a test part"
+            f"{data.where}: too few series to set {TEST_SHARE:.0%} of each class aside for "
+            f"testing ({error}); give a test part"
         ) from error
-    labels = data.labels
-    first, second = (
-        Series([data.values[i] for i in part], [labels[i] for i in part]) for part in (train, test)
+    train, test = (
+        Series([data.values[i] for i in part], [labels[i] for i in part], data.where)
+        for part in parts
     )
-    return first, second
+    return train, test
 
 
-def _check_classes(train: Series, name: str) -> tuple[tuple[str, ...], np.ndarray]:
+def _check_classes(train: Series) -> tuple[tuple[str, ...], np.ndarray]:
     """The classes in order (numbers by value), and each training series' index into them."""
-    if train.labels is None:
-        raise UserError(f"{name}: the training series have no labels")
-    _check_present(train.labels, f"{name}, training part")
-    unique = set(train.labels)
+    labels = _labels(train)
+    check_labels(labels, train.where)
+    unique = set(labels)
     if len(unique) < 2:
         raise UserError(
-            f"{name}: one class only: every training series is labelled {unique.pop()!r}"
+            f"{train.where}: one class only: every training series is labelled "
+            f"{quoted(unique.pop())}"
         )
-    numeric = all(label.lstrip("-").isdecimal() for label in unique)
-    classes = tuple(sorted(unique, key=int)) if numeric else tuple(sorted(unique))
+    numeric = all(_INTEGER.fullmatch(label) for label in unique)
+    classes = tuple(sorted(unique, key=Decimal)) if numeric else tuple(sorted(unique))
     index = {label: i for i, label in enumerate(classes)}
-    return classes, np.array([index[label] for label in train.labels], dtype=np.int64)
+    return classes, np.array([index[label] for label in labels], dtype=np.int64)
 
 
-def _check_test_labels(test: Series, classes: tuple[str, ...], name: str) -> np.ndarray:
-    if test.labels is None:
-        raise UserError(f"{name}: the test series have no labels")
-    _check_present(test.labels, f"{name}, test part")
+def _check_test_labels(test: Series, classes: tuple[str, ...]) -> np.ndarray:
+    test_labels = _labels(test)
+    check_labels(test_labels, test.where)
     index = {label: i for i, label in enumerate(classes)}
-    unseen = [label not in index for label in test.labels]
+    unseen = [label not in index for label in test_labels]
     if any(unseen):
-        labels = sorted({label for label, new in zip(test.labels, unseen, strict=True) if new})
+        first = unseen.index(True)
+        labels = sorted({label for label, new in zip(test_labels, unseen, strict=True) if new})
         raise UserError(
-            f"{name}: test series {unseen.index(True)} (counted from 0) is labelled {labels[0]!r}, "
-            f"which no training series is; labels that only the test part has: {', '.join(labels)}"
+            f"{test.where}: test series {first} (counted from 0) is labelled "
+            f"{quoted(test_labels[first])}, which no training series is; labels that only the "
+            f"test part has: {', '.join(labels)}"
         )
-    return np.array([index[label] for label in test.labels], dtype=np.int64)
+    return np.array([index[label] for label in test_labels], dtype=np.int64)
 
 
-def _check_present(labels: list[str], where: str) -> None:
-    for i, label in enumerate(labels):
-        if label.lower() in ("", "?", "nan"):
-            raise UserError(f"{where}: series {i} (counted from 0) has no label")
+def _labels(part: Series) -> list[str]:
+    if part.labels is None:
+        raise UserError(
+            f"{part.where}: the series have no labels, nothing can be learned from them"
+        )
+    return part.labels
 
 
 def _shape_text(x: np.ndarray) -> str:
@@ -320,7 +379,7 @@ def _read(path: Path, unlabelled_length: int | None) -> Series:
     except Exception as error:  # sktime's readers raise whatever their parsing meets
         raise _unreadable(path, error) from error
     labels = None if data.labels is None else [canonical_label(text) for text in data.labels]
-    return Series(data.values, labels)
+    return data._replace(labels=labels)
 
 
 def _check_file(path: Path) -> None:
@@ -337,7 +396,12 @@ def _check_file(path: Path) -> None:
 def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"cannot read {path}: {error.strerror}")
-    return UserError(f"{path} is malformed: {error or type(error).__name__}")
+    if isinstance(error, UnicodeError):
+        return UserError(f"{path} is malformed: it is not UTF-8 text; save it as UTF-8")
+    if isinstance(error, (TypeError, AttributeError, LookupError)):
+        # A reader stumbled: its words are about its variables, not about the file.
+        return UserError(f"{path} is malformed: its content is not that of a {path.suffix} file")
+    return UserError(f"{path} is malformed: {reason(error)}")
 
 
 def _read_comma_separated(path: Path, unlabelled_length: int | None) -> Series:
@@ -352,6 +416,7 @@ def _read_rows(path: Path, delimiter: str, unlabelled_length: int | None) -> Ser
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, delimiter=delimiter)
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    _check_columns(rows, path, delimiter, unlabelled_length)
     if rows and _is_header(rows[0][1]):
         del rows[0]
     first = 0 if rows and len(rows[0][1]) == unlabelled_length else 1
@@ -359,7 +424,20 @@ def _read_rows(path: Path, delimiter: str, unlabelled_length: int | None) -> Ser
         np.array([[_number(row[i], path, line, i) for i in range(first, len(row))]])
         for line, row in rows
     ]
-    return Series(values, [row[0] for _, row in rows] if first else None)
+    return Series(values, [row[0] for _, row in rows] if first else None, str(path))
+
+
+def _check_columns(
+    rows: Sequence[tuple[int, list[str]]], path: Path, delimiter: str, unlabelled_length: int | None
+) -> None:
+    """Raise UserError for what comes of a wrong separator or encoding."""
+    if any("\0" in cell for _, row in rows[:1] for cell in row):
+        raise UserError(f"{path} is malformed: it is not UTF-8 text; save it as UTF-8")
+    if rows and unlabelled_length != 1 and all(len(row) == 1 for _, row in rows):
+        separator = "comma" if delimiter == "," else "tab"
+        raise UserError(
+            f"{path} is malformed: every row has one column; is the separator a {separator}?"
+        )
 
 
 def _number(cell: str, path: Path, line: int, column: int) -> float:
@@ -368,7 +446,7 @@ def _number(cell: str, path: Path, line: int, column: int) -> float:
         return float(cell) if cell.strip() else math.nan
     except ValueError:
         raise UserError(
-            f"{path} is malformed: line {line}, column {column + 1}: {cell!r} is not a number"
+            f"{path} is malformed: line {line}, column {column + 1}: {quoted(cell)} is not a number"
         ) from None
 
 
@@ -394,7 +472,7 @@ def _read_ts(path: Path, unlabelled_length: int | None) -> Series:
     _import_sktime(f"reading {path}")
     from sktime.datasets import load_from_tsfile_to_dataframe
 
-    return _series_of_frame(load_from_tsfile_to_dataframe(str(path)))
+    return _series_of_frame(load_from_tsfile_to_dataframe(str(path)), path)
 
 
 def _read_arff(path: Path, unlabelled_length: int | None) -> Series:
@@ -406,19 +484,21 @@ def _read_arff(path: Path, unlabelled_length: int | None) -> Series:
     if not attributes:
         raise UserError(f"{path} is malformed: no @attribute line")
     labelled = "{" in attributes[-1]
-    return _series_of_frame(load_from_arff_to_dataframe(str(path), has_class_labels=labelled))
+    read = load_from_arff_to_dataframe(str(path), has_class_labels=labelled)
+    return _series_of_frame(read, path)
 
 
-def _series_of_frame(read: Any) -> Series:
+def _series_of_frame(read: Any, path: Path) -> Series:
     """Unpack sktime's nested frame: one row a series, one column a channel."""
     frame, labels = read if isinstance(read, tuple) else (read, None)
     values = []
     for i, row in enumerate(frame.to_numpy()):
         channels = [np.asarray(cell, dtype=np.float64) for cell in row]
         if len({len(channel) for channel in channels}) > 1:
-            raise UserError(f"series {i} has channels of unequal lengths")
+            raise UserError(f"{path}: series {i} has channels of unequal lengths")
         values.append(np.stack(channels))
-    return Series(values, None if labels is None else [str(label) for label in labels])
+    texts = None if labels is None else [str(label) for label in labels]
+    return Series(values, texts, str(path))
 
 
 def _npz_parts(path: Path) -> tuple[Series, Series | None]:
@@ -433,11 +513,12 @@ def _npz_parts(path: Path) -> tuple[Series, Series | None]:
             f"{path}: missing arrays {', '.join(missing)}; needed are x_train, y_train, x_test, "
             f"y_test, or x, y; found {sorted(arrays)}"
         )
-    parts = [
-        _series_of_arrays(arrays[x], arrays[y], path)
-        for x, y in zip(wanted[::2], wanted[1::2], strict=True)
-    ]
-    return parts[0], parts[1] if len(parts) == 2 else None
+    if len(wanted) == 2:
+        return _series_of_arrays(arrays["x"], arrays["y"], str(path)), None
+    return (
+        _series_of_arrays(arrays["x_train"], arrays["y_train"], f"{path}, training part"),
+        _series_of_arrays(arrays["x_test"], arrays["y_test"], f"{path}, test part"),
+    )
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -449,23 +530,23 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise _unreadable(path, error) from error
 
 
-def _series_of_arrays(x: np.ndarray, y: np.ndarray | None, path: Path) -> Series:
+def _series_of_arrays(x: np.ndarray, y: np.ndarray | None, where: str) -> Series:
     if x.ndim == 2:
         x = x[:, None, :]
     if x.ndim != 3 or x.dtype.kind not in "fiub":
         raise UserError(
-            f"{path}: series must be real numbers of shape (N, L) or (N, C, L), "
+            f"{where}: series must be real numbers of shape (N, L) or (N, C, L), "
             f"got {x.dtype} of shape {x.shape}"
         )
     if y is None:
-        return Series(list(x), None)
+        return Series(list(x), None, where)
     if y.shape != (len(x),) or y.dtype.kind not in "fiubUS":
         raise UserError(
-            f"{path}: labels must be numbers or text of shape ({len(x)},), "
+            f"{where}: labels must be numbers or text of shape ({len(x)},), "
             f"got {y.dtype} of shape {y.shape}"
         )
     texts = y.astype(str).tolist()
-    return Series(list(x), [canonical_label(text) for text in texts])
+    return Series(list(x), [canonical_label(text) for text in texts], where)
 
 
 _READERS: dict[str, Callable[[Path, int | None], Series]] = {

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from tlazy.errors import UserError
+from tlazy.errors import UserError, shortened
 from tlazy.files import replacing
 from tlazy.run import Config, Run, device_name
 
 TRAINING, TEST = "#4477aa", "#cc3311"  # told apart with any colour vision (Tol's bright scheme)
 MOST_WRITTEN_CLASSES = 25
+MOST_TITLE, MOST_NAME = 60, 16
+# For characters that matplotlib's own font lacks, whichever of these is installed.
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "Droid Sans Fallback",
+    "Unifont",
+)
 
 
 def draw(
@@ -34,11 +54,27 @@ def draw(
         UserError: where the folder cannot be written.
     """
     options = run.config.options
-    title = f"{run.config.name} · {options.model} · test accuracy {accuracy:.1%}"
+    title = (
+        f"{shortened(run.config.name, MOST_TITLE)} · {options.model} · test accuracy {accuracy:.1%}"
+    )
     if len(history) < options.epochs:
         title += f"\ninterrupted after epoch {len(history)} of {options.epochs}"
-    _save(_curves(history, title, run.config), run.path / "curves.png")
-    _save(_confusion(counts, title, run.config), run.path / "confusion.png")
+    with literal_text():
+        _save(_curves(history, title, run.config), run.path / "curves.png")
+        _save(_confusion(counts, title, run.config), run.path / "confusion.png")
+
+
+@contextmanager
+def literal_text() -> Iterator[None]:
+    """Draw the user's words as they are: no formulas, and no complaint about a missing glyph."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
+    with (
+        rc_context({"text.usetex": False, "text.parse_math": False, "font.family": fonts}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message=r"(?s).*Glyph .* missing")
+        yield
 
 
 def _curves(history: Sequence[Mapping[str, Any]], title: str, config: Config) -> Figure:
@@ -56,7 +92,7 @@ def _curves(history: Sequence[Mapping[str, Any]], title: str, config: Config) ->
     accuracy.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     accuracy.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     accuracy.set_ylabel("accuracy")
-    accuracy.legend(loc="lower right", frameon=False)
+    accuracy.legend(loc="best" if len(history) == 1 else "lower right", frameon=False)
     _small_print(figure, config)
     return figure
 
@@ -67,6 +103,8 @@ def _plot_metric(axes: Axes, history: Sequence[Mapping[str, Any]], name: str) ->
         [row[name] for row in history],
         color=TRAINING,
         linewidth=1.4,
+        marker="o" if len(history) == 1 else None,  # a line needs two points
+        markersize=4,
         label="training (during the epoch)",
     )
     scored = [row for row in history if f"test_{name}" in row]
@@ -80,7 +118,7 @@ def _plot_metric(axes: Axes, history: Sequence[Mapping[str, Any]], name: str) ->
         label="test (after the epoch)",
     )
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -106,8 +144,10 @@ def _write_cells(
     axes: Axes, counts: np.ndarray, shares: np.ndarray, classes: Sequence[str]
 ) -> None:
     """Name rows and columns, and write each count on its cell."""
-    names = [name if len(name) <= 16 else name[:15] + "…" for name in classes]
-    turned = 90 if max(map(len, names)) > 3 and len(names) > 4 else 0
+    names = [shortened(name, MOST_NAME) for name in classes]
+    # A cell is about 0.35 inches wide, or more where there are few; a character 0.1.
+    cell = max(0.35, 2.4 / len(names))
+    turned = 90 if 0.1 * max(map(_columns, names)) > cell else 0
     axes.set_xticks(range(len(names)), names, rotation=turned)
     axes.set_yticks(range(len(names)), names)
     fontsize = 14 if len(names) <= 4 else 10 if len(names) <= 12 else 7
@@ -122,6 +162,11 @@ def _write_cells(
             fontsize=fontsize,
             color="white" if dark else "black" if count else "0.7",
         )
+
+
+def _columns(text: str) -> int:
+    """The width of `text` in characters; Chinese and its like are two wide."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _small_print(figure: Figure, config: Config) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tlazy.data import check_values, read_file
-from tlazy.errors import UserError
+from tlazy.data import Series, check_labels, check_values, is_missing, read_file
+from tlazy.errors import UserError, one_line, quoted
 from tlazy.files import replacing
-from tlazy.run import Config, Run, one_line, pick_device
+from tlazy.run import Config, Run, pick_device
 from tlazy.train import EVALUATION_BATCH, compute_dtype
 
 
@@ -71,8 +71,8 @@ def predict(folder: Path, file: Path, *, device: str = "auto") -> Predictions:
             just as many values as the training series have steps is one without a label.
 
     Raises:
-        UserError: where the run or the file is damaged, or the series have other channels or
-            another length than the training series.
+        UserError: where the run or the file is damaged, or the series have other channels, another
+            length or other labels than the training series.
     """
     run = Run.open(folder)
     config = run.config
@@ -84,11 +84,24 @@ def predict(folder: Path, file: Path, *, device: str = "auto") -> Predictions:
             f"{file}: series have {x.shape[1]} channels of {x.shape[2]} steps, the run in "
             f"{folder} was trained on {config.channels} channels of {config.length} steps"
         )
+    labels = _known_labels(data, config)
     net = run.load_model(target)
-    labels = data.labels
-    if labels is not None and all(label.lower() in ("", "?", "nan") for label in labels):
-        labels = None
     return Predictions(config.classes, _probabilities(net, x, config, target), labels)
+
+
+def _known_labels(data: Series, config: Config) -> list[str] | None:
+    """The file's labels, or None where it has none; UserError for one that is no class."""
+    if data.labels is None or all(map(is_missing, data.labels)):
+        return None
+    check_labels(data.labels, data.where)
+    for i, label in enumerate(data.labels):
+        if label not in config.classes:
+            raise UserError(
+                f"{data.where}: series {i} (counted from 0) is labelled {quoted(label)}, which the "
+                f"network never saw; write ? for every label to predict without them; "
+                f"known are {', '.join(config.classes)}"
+            )
+    return data.labels
 
 
 @torch.no_grad()

@@ -18,18 +18,21 @@ old there is made again from ``checkpoint.pt``, or from the first epoch where th
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
+import shlex
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 
 import tlazy
-from tlazy.data import Normalization
-from tlazy.errors import UserError
+from tlazy.data import Dataset, Normalization, check_labels
+from tlazy.errors import UserError, quoted, reason
 from tlazy.files import replacing
 from tlazy.models import MODELS
 
@@ -43,6 +46,11 @@ FILES = (
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 DEVICES = ("auto", "cpu", "cuda")
+# What torch, numpy and the operating system can count in.
+MOST_COUNTED = 2**31 - 1
+MOST_THREADS = 1024
+# Adam's first step divides it by 0.1, in float32.
+MOST_LR = 1e30
 
 
 @dataclass(frozen=True)
@@ -73,20 +81,19 @@ class Options:
         _check_choice("--model", self.model, MODELS)
         check_device(self.device)
         _check_choice("--dtype", self.dtype, DTYPES)
-        if self.epochs < 1:
-            raise UserError(f"--epochs must be at least 1, got {self.epochs}")
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
+        check_range("--epochs", self.epochs, 1, MOST_COUNTED)
+        check_range("--batch-size", self.batch_size, 1, MOST_COUNTED)
+        check_range("--seed", self.seed, 0, 2**32 - 1)
         if not 0 < self.lr < float("inf"):
             raise UserError(f"--lr must be positive and finite, got {self.lr}")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        if self.lr > MOST_LR:
+            raise UserError(f"--lr must be at most {MOST_LR:g}, got {self.lr}")
 
     @property
     def folder(self) -> Path:
         """Where the run goes unless the user says otherwise."""
         data = Path(self.data)
-        name = data.stem if data.suffix else self.data
+        name = data.stem if data.suffix else data.name
         return Path("runs") / f"{name}-{self.model}-{self.seed}"
 
 
@@ -148,12 +155,38 @@ class Run:
             raise UserError(f"{path} holds no run: there is no config.json in it") from None
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(f"{file} is damaged: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise _damaged(file, error) from error
         try:
             return cls(path, _config_of(content))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{file} is damaged: {_missing_or_wrong(error)}") from error
+        except ValueError as error:
+            raise _damaged(file, error) from error
+
+    def check_data(self, data: Dataset) -> None:
+        """Raise UserError where the data is no longer, or never was, what the run trained on."""
+        config = self.config
+        if data.sha256() != config.data_sha256:
+            raise UserError(
+                f"--resume: {config.options.data} has changed since the run in {self.path} began"
+            )
+        found = {
+            "classes": data.classes,
+            "channels": data.channels,
+            "length": data.length,
+            "train_series": len(data.x_train),
+            "test_series": len(data.x_test),
+        }
+        for key, value in found.items():
+            if getattr(config, key) != value:
+                raise UserError(
+                    f"{self.path / 'config.json'} is damaged: {key!r} is {getattr(config, key)}, "
+                    f"{config.options.data} has {value}"
+                )
+
+    @property
+    def continue_with(self) -> str:
+        """The command that resumes the run."""
+        return f"tlazy train --out {shlex.quote(str(self.path))} --resume"
 
     def save(self, state: dict[str, Any], net: torch.nn.Module) -> None:
         """Write ``checkpoint.pt``, then what follows from it: the model and the metrics."""
@@ -178,7 +211,7 @@ class Run:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile, pickle and torch each raise their own
-            raise UserError(f"{file} is damaged: {error}") from error
+            raise _damaged(file, error) from error
 
     def load_model(self, device: torch.device) -> torch.nn.Module:
         """The trained network in evaluation mode.
@@ -189,27 +222,50 @@ class Run:
         file = self.path / "model.safetensors"
         if not file.exists():
             raise UserError(
-                f"{self.path} holds no trained model: continue it with "
-                f"tlazy train --out {self.path} --resume"
+                f"{self.path} holds no trained model: continue it with {self.continue_with}"
             )
         net = self.config.build()
         try:
             tlazy.load(net, file)
         except Exception as error:  # safetensors has an exception type of its own
-            raise UserError(f"{file} is damaged or of another model: {error}") from error
+            raise UserError(f"{file} is damaged or of another model: {reason(error)}") from error
         return net.to(device).eval()
 
 
 def check_free(path: Path) -> None:
-    """Raise UserError where `path` is no folder or holds one of a run's files."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--out {path} is not a folder")
-    held = [name for name in FILES if (path / name).exists()]
+    """Raise UserError where `path` can be no folder or holds one of a run's files."""
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path} is not a folder")
+        held = [name for name in FILES if (path / name).exists()]
+    except OSError as error:
+        raise _unwritable(path, error) from error
     if held:
         raise UserError(
             f"{path} already holds a run ({', '.join(held)}): "
             "give another --out, or --resume to continue it"
         )
+
+
+def check_new_file(path: Path) -> None:
+    """Raise UserError unless ``--out`` names a file that is not there yet and can be written."""
+    try:
+        if os.path.lexists(path) or path.exists():
+            raise UserError(f"--out {path} exists already: give another --out")
+        if not path.parent.is_dir():
+            raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: the folder {path.parent} is not writable")
+
+
+def check_range(option: str, value: int, least: int, most: int) -> None:
+    """Raise UserError unless ``least <= value <= most``."""
+    if value < least and least == 1:
+        raise UserError(f"{option} must be at least 1, got {value}")
+    if not least <= value <= most:
+        raise UserError(f"{option} must be from {least} to {most}, got {value}")
 
 
 def check_device(name: str) -> None:
@@ -254,30 +310,57 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
 def _check_choice(option: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
-        raise UserError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"{option} must be one of {', '.join(choices)}, got {quoted(value)}")
 
 
-def _config_of(content: dict[str, Any]) -> Config:
-    """Turn parsed JSON into a Config; KeyError, TypeError or ValueError where it does not fit."""
-    values = {field.name: content[field.name] for field in fields(Config)}
-    values["options"] = Options(**values["options"])
-    norm = {key: tuple(map(float, value)) for key, value in values["normalization"].items()}
-    values["normalization"] = Normalization(**norm)
-    values["classes"] = tuple(map(str, values["classes"]))
-    config = Config(**values)
-    if not len(norm["mean"]) == len(norm["std"]) == config.channels:
-        raise ValueError(f"normalization is not for {config.channels} channels")
+def _config_of(content: Any) -> Config:
+    """Turn parsed JSON into a Config; ValueError, naming the key, where it does not fit."""
+    config = _typed(Config, content, "")
+    for key in ("channels", "length", "train_series", "test_series"):
+        _check_entry(key, 1 <= getattr(config, key) <= MOST_COUNTED, "must be positive")
+    _check_entry("threads", 1 <= config.threads <= MOST_THREADS, f"must be 1 to {MOST_THREADS}")
+    check_labels(config.classes, "'classes'")
+    distinct = len(set(config.classes)) == len(config.classes) >= 2
+    _check_entry("classes", distinct, "must be two or more, all different")
+    norm = config.normalization
+    fits = len(norm.mean) == len(norm.std) == config.channels
+    _check_entry("normalization", fits, f"is not for {config.channels} channels")
+    usable = all(map(math.isfinite, norm.mean)) and all(0 < std < math.inf for std in norm.std)
+    _check_entry("normalization", usable, "must be finite, with positive deviations")
     return config
 
 
-def _missing_or_wrong(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+def _check_entry(key: str, good: bool, message: str) -> None:
+    if not good:
+        raise ValueError(f"{key!r} {message}")
+
+
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    """`value`, parsed from JSON, as the annotated type `kind`; `key` names it in an error."""
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        for name in hints:
+            _check_entry(f"{key}{name}", name in value, "is missing")
+        for name in value:
+            _check_entry(f"{key}{name}", name in hints, "is unknown")
+        return kind(**{n: _typed(hints[n], value[n], f"{key}{n}.") for n in hints})  # type: ignore[operator]
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_typed(get_args(kind)[0], item, key) for item in value)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {name: _typed(get_args(kind)[1], item, key) for name, item in value.items()}
+    if kind is float and type(value) is int and abs(value) < MOST_COUNTED:
+        return float(value)
+    if type(value) is not kind:
+        name = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else "list"
+        raise ValueError(f"{key.rstrip('.')!r} must be of type {name}, got {quoted(str(value))}")
+    return value
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    why = reason(error) if file.stat().st_size else "it is empty"
+    return UserError(f"{file} is damaged: {why}")
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 import tlazy
 from tlazy.data import Dataset, Normalization, load_dataset
-from tlazy.errors import UserError
+from tlazy.errors import UserError, one_line
 from tlazy.models import MODELS
-from tlazy.run import DTYPES, Config, Options, Run, check_free, one_line, pick_device, versions
+from tlazy.run import DTYPES, Config, Options, Run, check_free, pick_device, versions
 
 EVALUATION_BATCH = 64
 # Test scores along the way are for the curves only: nothing is chosen by them.
@@ -57,6 +57,10 @@ class Result:
     epochs: int
     interrupted: bool
     seconds: float
+
+
+class Diverged(UserError):
+    """The loss of an epoch is no longer finite."""
 
 
 class Interrupted(Exception):
@@ -113,8 +117,7 @@ def resume(out: Path, given: Mapping[str, Any], display: Display) -> Result:
     if device.type == "cpu":
         torch.set_num_threads(run.config.threads)  # sums are split by thread
     data = load_dataset(options.data, seed=options.seed)
-    if data.sha256() != run.config.data_sha256:
-        raise UserError(f"--resume: {options.data} has changed since the run in {out} began")
+    run.check_data(data)
     net, _ = _network(options, data, device, display)
     return _fit(run, net, data, device, display)
 
@@ -155,14 +158,14 @@ class Trainer:
 
         Raises:
             Interrupted: once `stop` is set; the epoch is then half done.
-            UserError: where the loss is no longer finite.
+            Diverged: where the loss is no longer finite.
         """
         start = time.perf_counter()
         number = len(self.history) + 1
         lr = self.schedule.get_last_lr()[0]
         losses, hits = self._train_steps(number, stop)
         if not math.isfinite(losses):
-            raise UserError(
+            raise Diverged(
                 f"the loss is {losses} in epoch {number}: training diverges; try a smaller --lr"
             )
         row = {"epoch": number, "loss": losses, "accuracy": hits, "lr": lr}
@@ -254,9 +257,15 @@ def _fit(
         if state is not None:
             _restore(trainer, state, run)
             display.note(f"resuming after epoch {len(trainer.history)} of {options.epochs}")
-        with suppress(Interrupted):
-            _train_epochs(trainer, run, stop, display)
-        return _finish(trainer, run, display)
+        try:
+            with suppress(Interrupted):
+                _train_epochs(trainer, run, stop, display)
+            return _finish(trainer, run, display)
+        except Diverged as error:
+            raise Diverged(f"{error}, with another --out or after deleting {run.path}") from error
+        except KeyboardInterrupt:
+            display.note(f"interrupted; continue with: {run.continue_with}")
+            raise
 
 
 def _train_epochs(trainer: Trainer, run: Run, stop: threading.Event, display: Display) -> None:
@@ -337,7 +346,10 @@ def trace(name: str, net: torch.nn.Module, shape: tuple[int, int, int]) -> Any:
 def _restore(trainer: Trainer, state: Mapping[str, Any], run: Run) -> None:
     try:
         trainer.restore(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        epochs = [row["epoch"] for row in trainer.history]
+        if epochs != list(range(1, len(epochs) + 1)) or len(epochs) > trainer.options.epochs:
+            raise ValueError("its history is not that of this run")
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         file = run.path / "checkpoint.pt"
         raise UserError(f"{file} is damaged or of another run: {one_line(error)}") from error
 

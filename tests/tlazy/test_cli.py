@@ -81,7 +81,7 @@ def assert_refused(arguments, message, capsys, folder):
 BAD_DATA = {
     "NaN": ({"x_train": with_nan()}, "training part: series 3, channel 0, step 7 is NaN"),
     "one class only": ({"y_train": np.zeros(14)}, "one class only"),
-    "a label unseen in training": ({"y_test": np.arange(14)}, "series 2 .* labelled '10'"),
+    "a label unseen in training": ({"y_test": np.arange(14)}, "series 2 .* labelled '2'"),
     "labels that do not fit": ({"y_train": np.zeros(3)}, "shape"),
     "another length for testing": (
         {"x_test": arrays(11)["x_train"]},
@@ -125,6 +125,10 @@ def test_a_published_set_of_unequal_lengths_is_refused_in_one_line(here, capsys)
     [
         (["--data", "../none.npz"], r"no such file: \.\./none\.npz"),
         (["--data", ".."], "not a file"),
+        (["--data", "."], "is a folder, not a file"),
+        (["--data", "/"], "is a folder, not a file"),
+        (["--data", ""], "--data is empty"),
+        (["--data", "x" * 300], "File name too long 'x{30}…x{29}'"),
         (["--model", "lstm"], "--model must be one of fcn, resnet, inception, mlp, got 'lstm'"),
         (["--device", "tpu"], "--device must be one of auto, cpu, cuda"),
         (["--dtype", "int8"], "--dtype must be one of float32, bfloat16, float64"),
@@ -132,6 +136,14 @@ def test_a_published_set_of_unequal_lengths_is_refused_in_one_line(here, capsys)
         (["--epochs", "many"], "--epochs"),
         (["--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
         (["--lr", "0"], "--lr must be positive"),
+        (["--epochs", "9" * 20], "--epochs must be from 1 to"),
+        (["--epochs", "9" * 5000], "--epochs"),
+        (["--batch-size", "9" * 23], "--batch-size must be from 1 to"),
+        (["--seed", "9" * 20], "--seed must be from 0 to"),
+        (["--lr", "1e38"], r"--lr must be at most 1e\+30"),
+        (["--model", "x" * 5000], "--model must be one of .*…"),
+        (["--out", ""], "'--out': it is empty"),
+        (["--out", "x" * 300], "cannot write to x+: File name too long"),
         (["--lr", "nan"], "--lr must be positive and finite, got nan"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--sed", "1"], "--sed"),
@@ -234,6 +246,10 @@ def test_resume_with_the_runs_own_options_is_accepted(run, capsys):
 DAMAGE = {
     "no JSON": ("config.json", b"{", "config.json is damaged"),
     "a missing entry": ("config.json", b"{}", "'options' is missing"),
+    "no object": ("config.json", b"[]", "must be of type Config"),
+    "an empty config": ("config.json", b"", "config.json is damaged: it is empty"),
+    "endless nesting": ("config.json", b"[" * 100000, "config.json is damaged"),
+    "an empty checkpoint": ("checkpoint.pt", b"", "checkpoint.pt is damaged: it is empty"),
     "a truncated checkpoint": ("checkpoint.pt", b"PK", "checkpoint.pt is damaged"),
 }
 
@@ -243,6 +259,44 @@ def test_resuming_a_damaged_run_is_refused_in_one_line(case, run, here, capsys):
     name, damage, message = DAMAGE[case]
     (run / name).write_bytes(damage)
     assert_refused(["train", "--out", "run", "--resume"], message, capsys, here)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("threads", -2, "'threads' must be 1 to"),
+        ("threads", 10**9, "'threads' must be 1 to"),
+        ("classes", ["0"], "'classes' must be two or more"),
+        ("classes", ["0", "0"], "'classes' must be two or more, all different"),
+        ("classes", ["0", "2" * 5000], "'classes'.*at most 200"),
+        ("classes", [0, 1], "'classes' must be of type str, got '0'"),
+        ("length", "x", "'length' must be of type int, got 'x'"),
+        ("length", True, "'length' must be of type int"),
+        ("channels", 0, "'channels' must be positive"),
+        ("channels", 2, "'normalization' is not for 2 channels"),
+        ("normalization", {"mean": [0], "std": [0]}, "'normalization' must be finite"),
+        ("normalization", {"mean": [0]}, "'normalization.std' is missing"),
+        ("options", {}, "'options.data' is missing"),
+        ("name", None, "'name' must be of type str"),
+        ("more", 1, "'more' is unknown"),
+        ("versions", {"torch": 2}, "'versions' must be of type str"),
+    ],
+)
+def test_a_wrong_entry_of_the_configuration_is_named(key, value, message, run, here, capsys):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, key: value}))
+    for arguments in (["train", "--out", "run", "--resume"], ["predict", "run", "../good.npz"]):
+        assert_refused(arguments, f"config.json is damaged: {message}", capsys, here)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("classes", ["0", "2"]), ("length", 13), ("test_series", 3)]
+)
+def test_a_configuration_that_is_not_of_its_data_is_named(key, value, run, here, capsys):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, key: value}))
+    refused = f"config.json is damaged: '{key}' is .*, .*good.npz has"
+    assert_refused(["train", "--out", "run", "--resume"], refused, capsys, here)
 
 
 def test_predicting_with_a_damaged_run_is_refused_in_one_line(run, here, capsys):
@@ -281,6 +335,31 @@ def test_predict_refuses_to_replace_its_input_and_to_write_where_it_cannot(run, 
     assert_refused(same, "is the file to read", capsys, here.parent)
     nowhere = ["predict", "run", "../good.npz", "--out", "none/predicted.csv"]
     assert_refused(nowhere, "cannot write none/predicted.csv", capsys, here)
+    for name in ("run/config.json", "run", "x" * 300):
+        there = ["predict", "run", "../good.npz", "--out", name]
+        assert_refused(there, "give another --out|File name too long", capsys, here)
+        assert capsys.readouterr().out == ""
+
+
+def test_labels_that_the_network_never_saw_are_not_scored(run, here, capsys):
+    np.savez(here.parent / "new.npz", x=arrays()["x_test"], y=np.arange(14) + 1)
+    predict = ["predict", "run", "../new.npz"]
+    refused = r"new\.npz: series 1 .* labelled '2', which the network never saw.* 0, 1$"
+    assert_refused(predict, refused, capsys, here)
+    np.savez(here.parent / "new.npz", x=arrays()["x_test"], y=["?", *"01" * 6, "1"])
+    assert_refused(predict, "series 0 .* has no label", capsys, here)
+
+
+def test_a_class_may_be_named_in_markup_or_mathematics(here, capsys):
+    names = np.array(["[/bold]", "$x_{$"])
+    labels = {key: names[arrays()[key]] for key in ("y_train", "y_test")}
+    np.savez(here.parent / "odd.npz", **{**arrays(), **labels})
+    assert cli.main(["train", "--data", "../odd.npz", *FAST, "--out", "run"]) == 0
+    assert cli.main(["train", "--out", "run", "--resume"]) == 0
+    assert cli.main(["predict", "run", "../odd.npz"]) == 0
+    printed = capsys.readouterr()
+    assert "│ [/bold]" in printed.out
+    assert printed.err == ""
 
 
 def test_predict_writes_class_and_probabilities_of_every_series(run, here, capsys):
@@ -318,6 +397,9 @@ def test_predict_takes_series_without_labels(run, here, capsys):
         (["trace", "fcn", "--shape", "8,0,150"], "three positive numbers"),
         (["trace", "fcn"], "--shape"),
         (["trace", "fcn", "--shape", "8,3,150", "--classes", "0"], "--classes must be"),
+        (["trace", "fcn", "--shape", "8,3,150", "--classes", "9" * 20], "--classes must be from 1"),
+        (["trace", "fcn", "--shape", "8,3," + "9" * 20], "--shape must be from 1 to"),
+        (["trace", "fcn", "--shape", "8,3," + "9" * 5000], "--shape must be three numbers .*…"),
         (["predict", "run", "file", "--device", "tpu"], "--device must be one of"),
     ],
 )
@@ -329,6 +411,30 @@ def test_trace_prints_the_table_that_the_library_gives(capsys):
     assert cli.main(["trace", "fcn", "--shape", "8,3,150", "--classes", "5"]) == 0
     table = str(tlazy.trace(models.fcn(5), tlazy.Spec(8, 3, 150)))
     assert capsys.readouterr().out == table + "\n"
+
+
+def test_the_version_and_the_formats_of_files_are_printed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tlazy {tlazy.__version__}\n"
+    for command in ("train", "predict"):
+        assert cli.main([command, "--help"]) == 0
+        printed = capsys.readouterr().out
+        for text in ("label first", "x_train, y_train, x_test, y_test", "SET_TRAIN", "30%"):
+            assert text in printed
+
+
+def test_an_interrupt_while_packages_load_ends_with_130(monkeypatch, capsys):
+    class Loading:
+        def find_spec(self, name, path, target=None):
+            if name == "tlazy.train":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "tlazy.train", raising=False)
+    monkeypatch.delattr(tlazy, "train", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Loading(), *sys.meta_path])
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err.count("\n") <= 1
 
 
 def test_info_names_versions_devices_and_backends(capsys):

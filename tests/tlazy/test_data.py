@@ -209,7 +209,12 @@ BROKEN_FILES = {
     "bad.ts": ("hello\n", "malformed"),
     "bad.arff": ("hello\n", "malformed"),
     "set.txt": ("1 2 3", "unknown kind of file '.txt'"),
-    "binary.csv": ("\udcff", "malformed"),
+    "binary.csv": ("\udcff", "malformed: it is not UTF-8 text; save it as UTF-8"),
+    "utf16.csv": ("1\0,\0002\0,\0003\0\n\0", "save it as UTF-8"),
+    "semicolons.csv": ("1;2;3\n4;5;6\n", "every row has one column; is the separator a comma"),
+    "commas.tsv": ("1,2,3\n4,5,6\n", "every row has one column; is the separator a tab"),
+    "words.csv": ("1,2\n1," + "x" * 5000, r"line 2, column 2: 'x{30}…x{29}' is not a number"),
+    "lost.ts": ("@data\n1,2:a\n", r"malformed: its content is not that of a \.ts file|malformed"),
 }
 
 
@@ -222,6 +227,101 @@ def test_malformed_files_are_refused_with_the_place(name, tmp_path):
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=message):
         data.check_values(read_file(path).values, name)
+
+
+@pytest.mark.parametrize("failure", [TypeError("'NoneType' object"), IndexError("list index")])
+def test_what_a_reader_stumbles_over_is_not_its_own_words(failure, tmp_path, monkeypatch):
+    def stumble(path, unlabelled_length):
+        raise failure
+
+    monkeypatch.setitem(data._READERS, ".ts", stumble)
+    path = tmp_path / "set.ts"
+    path.touch()
+    with pytest.raises(UserError, match=r"malformed: its content is not that of a \.ts file$"):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("1.0", "1"),
+        ("1.", "1"),
+        ("-0.0", "0"),
+        ("-3.0000e+00", "-3"),
+        ("2.5e1", "25"),
+        ("1.50", "1.50"),
+        ("007", "007"),
+        ("1_1", "1_1"),
+        ("+1", "+1"),
+        ("--1", "--1"),
+        ("١", "١"),
+        ("inf", "inf"),
+        ("1e999999999", "1e999999999"),
+        ("9007199254740993", "9007199254740993"),
+        ("9007199254740993.0", "9007199254740993"),
+        ("9" * 5000, "9" * 5000),
+    ],
+)
+def test_a_label_is_changed_only_where_it_is_the_same_whole_number(text, label):
+    assert data.canonical_label(text) == label
+
+
+def test_labels_that_look_like_numbers_stay_apart_and_in_order(tmp_path):
+    labels = ["10", "--1", "007", "7", "9007199254740993", "9007199254740992"]
+    np.savez(
+        tmp_path / "set.npz", x_train=UNIVARIATE, y_train=labels, x_test=UNIVARIATE, y_test=labels
+    )
+    assert load_dataset(str(tmp_path / "set.npz")).classes == tuple(sorted(labels))
+    labels = ["10", "-2", "9", "9007199254740993", "9007199254740992", "0"]
+    np.savez(
+        tmp_path / "set.npz", x_train=UNIVARIATE, y_train=labels, x_test=UNIVARIATE, y_test=labels
+    )
+    assert load_dataset(str(tmp_path / "set.npz")).classes == tuple(sorted(labels, key=int))
+
+
+@pytest.mark.parametrize("label", ["1" * 5000, "a\x1b[31m"])
+def test_a_label_that_is_no_name_is_refused_with_its_length(label, tmp_path):
+    path = write_rows(tmp_path / "set.csv", ",", y=["1", "2", label, "1", "2", "1"])
+    with pytest.raises(UserError, match=rf"series 2 .* this one has {len(label)}") as raised:
+        load_dataset(str(path))
+    assert len(str(raised.value)) < 400
+
+
+def test_series_are_counted_as_in_the_file_that_is_split(tmp_path):
+    x = np.ones((40, 4))
+    x[31, 2] = math.nan
+    path = write_rows(tmp_path / "set.csv", ",", x, np.arange(40) % 2)
+    with pytest.raises(UserError, match=r"set\.csv: series 31, channel 0, step 2 is NaN"):
+        load_dataset(str(path))
+    y = ["", *"12" * 2, "1"]
+    path = write_rows(tmp_path / "other.csv", ",", y=y)
+    with pytest.raises(UserError, match=r"other\.csv: series 0 .* has no label"):
+        load_dataset(str(path))
+
+
+@pytest.mark.parametrize("source", ["", " ", ".", "/"])
+def test_a_folder_or_nothing_is_no_data(source):
+    with pytest.raises(UserError, match=r"is a folder, not a file|--data is empty"):
+        load_dataset(source)
+
+
+def test_only_sets_that_can_be_learned_are_offered_and_others_say_why_not():
+    pytest.importorskip("sktime", reason="the sets are in its wheel")
+    with pytest.raises(UserError) as raised:
+        load_dataset("Nonesuch")
+    offered = str(raised.value).split(" are ")[1].split(";")[0].split(", ")
+    assert {"ItalyPowerDemand", "GunPoint", "BasicMotions", "ArrowHead"} <= set(offered)
+    assert not {"Tecator", "Covid3Month", "PLAID", "JapaneseVowels"} & set(offered)
+    for name in ("Tecator", "Covid3Month"):
+        with pytest.raises(UserError, match=f"{name} is a set for regression"):
+            load_dataset(name)
+
+
+def test_an_error_is_one_line_of_bounded_length_whatever_it_quotes():
+    message = str(UserError("a\n" + "b" * 30000 + "\x1b[31m end"))
+    assert len(message) < 1010
+    assert message.isprintable()
+    assert message.endswith("end")
 
 
 def test_a_missing_file_and_an_unknown_name_are_told_apart(tmp_path):

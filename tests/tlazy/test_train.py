@@ -1,6 +1,9 @@
+import itertools
 import json
 import re
 import threading
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +12,11 @@ import torch
 import tlazy
 from tlazy import display
 from tlazy import train as training
-from tlazy.data import Dataset
+from tlazy.data import Dataset, Normalization
 from tlazy.display import PlainDisplay
 from tlazy.errors import UserError
 from tlazy.models import MODELS
-from tlazy.run import Options, Run
+from tlazy.run import Config, Options, Run
 from tlazy_kernels.launch import INTERPRETED
 
 RUN_FILES = {
@@ -181,6 +184,72 @@ def test_training_that_diverges_says_so_and_keeps_the_last_good_epoch(waves_file
         training.train(options, tmp_path / "run", PlainDisplay())
     state = weights(tmp_path / "run")
     assert all(value.isfinite().all() for value in state.values())
+    again = f"try a smaller --lr, with another --out or after deleting {tmp_path / 'run'}"
+    with pytest.raises(UserError, match=re.escape(again)):
+        training.resume(tmp_path / "run", {}, PlainDisplay())
+
+
+def test_a_second_interrupt_says_how_to_continue(waves_file, tmp_path, monkeypatch, capsys):
+    def interrupt(self, stop):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Trainer, "run_epoch", interrupt)
+    folder = tmp_path / "a run"
+    with pytest.raises(KeyboardInterrupt):
+        training.train(Options(data=waves_file, model="mlp", epochs=9), folder, PlainDisplay())
+    hint = f"interrupted; continue with: tlazy train --out '{folder}' --resume\n"
+    assert capsys.readouterr().out.endswith(hint)
+
+
+def drawn(monkeypatch, classes, epochs):
+    """The two figures of a run of so many epochs, and the warnings of drawing them."""
+    plot = pytest.importorskip("tlazy.plot", reason="needs matplotlib")
+    figures = []
+
+    def draw(figure, path):
+        figure.draw_without_rendering()
+        figures.append(figure)
+
+    monkeypatch.setattr(plot, "_save", draw)
+    options = Options(data="$x_{$", epochs=epochs, device="cpu")
+    count = len(classes)
+    norm = Normalization((0.0,), (1.0,))
+    config = Config(
+        options, "$x_{$", tuple(classes), 1, 20, 9, 9, "0" * 64, norm, "aten", 1, {"torch": "2"}
+    )
+    row = {"loss": 0.5, "accuracy": 0.6, "test_loss": 0.4, "test_accuracy": 0.7}
+    history = [{"epoch": i + 1, **row} for i in range(epochs)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot.draw(Run(Path("run"), config), history, np.eye(count, dtype=int), 0.7)
+    return figures
+
+
+def test_one_epoch_is_visible_and_epochs_are_whole_numbers(monkeypatch):
+    curves, _ = drawn(monkeypatch, ["a", "b"], epochs=1)
+    for axes in curves.axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+        assert all(line.get_marker() == "o" for line in axes.get_lines())
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["$x_{$", "[/bold]"],
+        ["日本語", "中文"],
+        ["walking upstairs slowly", "walking downstairs slowly", "standing", "sitting still"],
+        [f"activity number {i}" for i in range(25)],
+        ["日本語の長いラベルです", "日本語の長いラベルでした", "中文"],
+    ],
+)
+def test_class_names_are_drawn_literally_and_do_not_overlap(classes, monkeypatch):
+    _, confusion = drawn(monkeypatch, classes, epochs=2)
+    labels = confusion.axes[0].get_xticklabels()
+    assert all(len(label.get_text()) <= 16 for label in labels)
+    assert labels[0].get_text()[:5] == classes[0][:5]
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
 
 
 def test_a_crash_while_saving_leaves_the_last_checkpoint(waves_file, tmp_path, monkeypatch):
