@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 # What runs in every process; its arguments: the weights to read, the file to write.
 WORKER = """
-import sys
+import gc, sys
 import torch, tlazy
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -69,6 +69,11 @@ for sharded in (True, False):
         results[sharded, checkpoint] = before, gathered(net)
 if rank == 0:
     torch.save(results, result)
+# What still uses the process group goes before it does, in all processes: gloo's threads abort a
+# process that ends while they run.
+del net, model
+gc.collect()
+dist.barrier()
 dist.destroy_process_group()
 """
 
