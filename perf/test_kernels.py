@@ -1,0 +1,53 @@
+"""The goals' problems on a GPU: a group for each, its peers side by side.
+
+    pytest perf/test_kernels.py --benchmark-group-by=group
+
+A time here is that of a call and of waiting for it, launch included, on input sets that no cache
+holds. ``tlazy bench --suite goals`` times the device alone, and checks each kernel first.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from tlazy.bench import correctness, measuring
+from tlazy.bench.operations import Unsupported
+from tlazy.bench.peers import PEERS, default_peers
+from tlazy.bench.suites import SUITES
+
+GPU = torch.device("cuda")
+CASES = [
+    pytest.param(problem, which, peer, id=f"{problem.name}-{which}-{peer}")
+    for problem in SUITES["goals"]()
+    for which in problem.passes
+    for peer in default_peers(problem.operation, GPU)
+]
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+
+@pytest.mark.parametrize(("problem", "which", "peer"), CASES)
+def test_kernel(benchmark, problem, which, peer):
+    operation = problem.operation
+    generator = torch.Generator(GPU)
+    generator.seed()
+    sets = measuring.input_sets(
+        operation, GPU, problem.dtype, generator, gradients=which != "forward"
+    )
+    try:
+        with torch.set_grad_enabled(which != "forward"):
+            built = PEERS[peer](operation, sets[0][0][0])
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    prepared = itertools.cycle([built.prepare(*one) for one in sets])
+    shape = ",".join(map(str, operation.shape().values()))
+    benchmark.group = f"{operation.op} {problem.name} {which} {shape} {problem.dtype}"
+    benchmark.extra_info.update(device=torch.cuda.get_device_name(), backend=built.backend)
+
+    def timed():
+        correctness.outputs(built.call, *next(prepared), which)
+        torch.cuda.synchronize()
+
+    with built.context():
+        benchmark.pedantic(timed, rounds=50, warmup_rounds=5)
