@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+try:
+    import typer
+except KeyboardInterrupt:  # Ctrl-C while packages load
+    sys.exit(130)
 
 from tlazy.errors import UserError, one_line, quoted, reason
 

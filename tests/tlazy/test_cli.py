@@ -261,42 +261,43 @@ def test_resuming_a_damaged_run_is_refused_in_one_line(case, run, here, capsys):
     assert_refused(["train", "--out", "run", "--resume"], message, capsys, here)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("threads", -2, "'threads' must be 1 to"),
-        ("threads", 10**9, "'threads' must be 1 to"),
-        ("classes", ["0"], "'classes' must be two or more"),
-        ("classes", ["0", "0"], "'classes' must be two or more, all different"),
-        ("classes", ["0", "2" * 5000], "'classes'.*at most 200"),
-        ("classes", [0, 1], "'classes' must be of type str, got '0'"),
-        ("length", "x", "'length' must be of type int, got 'x'"),
-        ("length", True, "'length' must be of type int"),
-        ("channels", 0, "'channels' must be positive"),
-        ("channels", 2, "'normalization' is not for 2 channels"),
-        ("normalization", {"mean": [0], "std": [0]}, "'normalization' must be finite"),
-        ("normalization", {"mean": [0]}, "'normalization.std' is missing"),
-        ("options", {}, "'options.data' is missing"),
-        ("name", None, "'name' must be of type str"),
-        ("more", 1, "'more' is unknown"),
-        ("versions", {"torch": 2}, "'versions' must be of type str"),
-    ],
-)
-def test_a_wrong_entry_of_the_configuration_is_named(key, value, message, run, here, capsys):
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, key: value}))
-    for arguments in (["train", "--out", "run", "--resume"], ["predict", "run", "../good.npz"]):
-        assert_refused(arguments, f"config.json is damaged: {message}", capsys, here)
+WRONG_ENTRIES = [
+    ("threads", -2, "'threads' must be 1 to"),
+    ("threads", 10**9, "'threads' must be 1 to"),
+    ("classes", ["0"], "'classes' must be two or more"),
+    ("classes", ["0", "0"], "'classes' must be two or more, all different"),
+    ("classes", ["0", "2" * 5000], "'classes'.*at most 200"),
+    ("classes", [0, 1], "'classes' must be of type str, got '0'"),
+    ("length", "x", "'length' must be of type int, got 'x'"),
+    ("length", True, "'length' must be of type int"),
+    ("channels", 0, "'channels' must be positive"),
+    ("channels", 2, "'normalization' is not for 2 channels"),
+    ("normalization", {"mean": [0], "std": [0]}, "'normalization' must be finite"),
+    ("normalization", {"mean": [0]}, "'normalization.std' is missing"),
+    ("options", {}, "'options.data' is missing"),
+    ("name", None, "'name' must be of type str"),
+    ("more", 1, "'more' is unknown"),
+    ("versions", {"torch": 2}, "'versions' must be of type str"),
+]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("classes", ["0", "2"]), ("length", 13), ("test_series", 3)]
-)
-def test_a_configuration_that_is_not_of_its_data_is_named(key, value, run, here, capsys):
+def test_a_wrong_entry_of_the_configuration_is_named(run, here, capsys):
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, key: value}))
-    refused = f"config.json is damaged: '{key}' is .*, .*good.npz has"
-    assert_refused(["train", "--out", "run", "--resume"], refused, capsys, here)
+    for key, value, message in WRONG_ENTRIES:
+        (run / "config.json").write_text(json.dumps({**config, key: value}))
+        for arguments in (["train", "--out", "run", "--resume"], ["predict", "run", "../good.npz"]):
+            assert_refused(arguments, f"config.json is damaged: {message}", capsys, here)
+
+
+CONTRADICTIONS = {"classes": ["0", "2"], "length": 13, "test_series": 3}
+
+
+def test_a_configuration_that_is_not_of_its_data_is_named(run, here, capsys):
+    config = json.loads((run / "config.json").read_text())
+    for key, value in CONTRADICTIONS.items():
+        (run / "config.json").write_text(json.dumps({**config, key: value}))
+        refused = f"config.json is damaged: '{key}' is .*, .*good.npz has"
+        assert_refused(["train", "--out", "run", "--resume"], refused, capsys, here)
 
 
 def test_predicting_with_a_damaged_run_is_refused_in_one_line(run, here, capsys):
