@@ -87,7 +87,7 @@ def record_all(minutes: float, out: Path, command_line: str) -> Path:
         run_tests(path, begin + TESTS_PART * budget)
         if device.type == "cuda":
             tiles = begin + (TESTS_PART + TILES_PART) * budget
-            _in_worker(_tune, (str(path.parent / "tiles.json"), tiles), path, tiles)
+            _in_worker(_tune, (str(path.parent / "tiles.json"), tiles), None, tiles)
         run_suites(path, device.type, tuple(SUITES), begin + (1 - REPORT_PART) * budget)
     finally:
         write_report(path)
@@ -169,6 +169,8 @@ def _new_record(out: Path, device: torch.device, command_line: str) -> Path:
     command.check_writable("--out", path)
     problems = [p for suite in SUITES for p in command.suite_problems(suite, device, "full")]
     ceilings = machine.measure_ceilings(device, command.precisions(problems, device))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the workers need the memory
     Record(command_line, device, ceilings, path).write()
     return path
 
@@ -196,8 +198,13 @@ def _tune(path: str, deadline: float, parent: int) -> int:
     return DONE
 
 
-def _in_worker(task: Callable[..., int], values: tuple, record: Path, deadline: float) -> int:
-    """Run the task in a new process, end it where it hangs, and return its exit code."""
+def _in_worker(
+    task: Callable[..., int], values: tuple, record: Path | None, deadline: float
+) -> int:
+    """Run the task in a new process and return its exit code.
+
+    It is ended at the deadline, and where it leaves `record` alone for too long.
+    """
     worker: Any = multiprocessing.get_context("spawn").Process(
         target=_work, args=(task, *values, os.getpid())
     )
@@ -221,8 +228,10 @@ def _work(task: Callable[..., int], *values: Any) -> None:
     sys.exit(task(*values))
 
 
-def _stuck_at(record: Path) -> float:
+def _stuck_at(record: Path | None) -> float:
     """When, on the monotonic clock, the record will have been left alone for too long."""
+    if record is None:
+        return float("inf")
     age = max(0.0, time.time() - record.stat().st_mtime)
     return time.monotonic() - age + STUCK_SECONDS
 

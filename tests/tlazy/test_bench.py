@@ -331,6 +331,18 @@ def test_outputs_left_unwritten_are_not_mistaken_for_right_ones():
     assert not correctness.error([torch.empty(500, 500)], wanted) <= 1e-4
 
 
+@pytest.mark.parametrize("operation", OPERATIONS[:6], ids=identity)
+def test_float64_by_parts_is_float64_at_once(operation, monkeypatch):
+    tensors = [t.requires_grad_() for t in operation.tensors(draw())]
+    gradient = operation.output_gradient(draw(), operation.stock(*tensors))
+    whole = correctness.expected(operation, tensors, gradient, "full")
+    monkeypatch.setattr(correctness, "PART_BYTES", 200)
+    parts = correctness.expected(operation, tensors, gradient, "full")
+    assert correctness.error(parts, whole) < 1e-14
+    parts[-1][-1] *= 1.5
+    assert correctness.error(parts, whole) > 1e-3
+
+
 def test_a_kernel_that_raises_is_failed_with_its_reason(monkeypatch):
     def broken(*tensors, **options):
         raise RuntimeError("out of\n registers")

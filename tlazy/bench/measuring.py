@@ -176,7 +176,8 @@ class _Group:
                 row["peak_memory_bytes"] = self._peak_memory(calls[0])
                 with torch.set_grad_enabled(self.which != "forward"):
                     sample, how = self.timer.prepare(calls)
-            row["note"] = "; ".join(filter(None, (row["note"], how)))
+            precision = "float32 by tf32" if self.precision == "tf32" else ""
+            row["note"] = "; ".join(filter(None, (row["note"], precision, how)))
             return _Contender(row, sample, built.context)
         except Unsupported as error:
             self._replace(row, status="unsupported", note=str(error))
