@@ -156,7 +156,7 @@ def test_a_shape_is_sizes_in_order_then_by_name(op, text, expected):
         ("linear", "4,5.5,6", "n must be a whole number, got 5.5"),
         ("linear", "4,5,6,bias=3", "bias must be true or false, got 3"),
         ("linear", "", "missing a required argument"),
-        ("conv1d", "2,3,4,5,9", "Kernel size can't be greater than actual input size"),
+        ("conv1d", "2,3,4,5,9", "--shape 2,3,4,5,9: "),
         ("conv1d", "2,3,50,4,5,groups=2", "--shape 2,3,50,4,5,groups=2: "),
         ("conv1d", "2,3,50,4,5,padding=some", "padding must be one of valid, same, causal"),
         ("conv1d", "2,3,50,4,5,2,padding=same", "padding='same' is not supported for strided"),
