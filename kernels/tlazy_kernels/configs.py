@@ -36,7 +36,8 @@ def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
             long sides in 4 warps, narrow as they may be: a side costs addresses.
     """
     block_rows = _tile(rows, 128 if itemsize < 4 else 64)
-    block_cols = _tile(cols, 128 if block_rows <= 64 and itemsize < 4 else 64)
+    # Long and flat tiles of 32 x 128 spill on gfx942; with few rows, more programs serve better.
+    block_cols = _tile(cols, 128 if block_rows == 64 and itemsize < 4 else 64)
     return TileConfig(
         rows=block_rows,
         cols=block_cols,
