@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import triton
-
 # Enough programs to fill any current GPU twice. A constant rather than the device's own count, so
 # that the order of a split reduction, and with it the result, is the same on every device.
 TARGET_PROGRAMS = 256
@@ -62,11 +60,16 @@ def split_rows(rows: int, tiles: int, step: int) -> tuple[int, int]:
     Returns:
         (splits, rows in each): at least one split, of a multiple of `step` rows.
     """
-    steps = max(1, triton.cdiv(rows, step))
+    steps = max(1, _ceil_div(rows, step))
     wanted = max(1, min(TARGET_PROGRAMS // max(tiles, 1), steps // 4))
-    rows_per_split = triton.cdiv(steps, wanted) * step
-    return max(1, triton.cdiv(rows, rows_per_split)), rows_per_split
+    rows_per_split = _ceil_div(steps, wanted) * step
+    return max(1, _ceil_div(rows, rows_per_split)), rows_per_split
 
 
 def _tile(size: int, largest: int) -> int:
-    return int(min(largest, max(16, triton.next_power_of_2(size))))
+    return min(largest, max(16, 1 << (size - 1).bit_length()))
+
+
+def _ceil_div(a: int, b: int) -> int:
+    """As ``triton.cdiv``, without its wrappers: these rules stand on the path of every launch."""
+    return -(-a // b)
