@@ -25,7 +25,7 @@ from tlazy_kernels import checks, depthwise
 from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig, dot_config, split_rows
 from tlazy_kernels.launch import check_device, dot_precision, metadata, sum_splits
-from tlazy_kernels.positions import source_position
+from tlazy_kernels.positions import Geometry, source_position
 
 
 def _conv1d_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,16 +226,13 @@ def conv1d_forward(
     check_device(x)
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if save_preactivation else None
-    launch = depthwise.convolve if weight.shape[1] == 1 else _convolve
+    geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
+    launch = depthwise.convolve if weight.shape[1] == 1 else convolve
     launch(
         x,
         weight,
         y,
-        stride=stride,
-        padding=padding[0],
-        dilation=dilation,
-        groups=groups,
-        transposed=False,
+        geometry,
         bias=bias,
         activation=activation,
         preactivation=z,
@@ -274,18 +271,9 @@ def conv1d_grad_input(
     checks.same_kind("conv1d", grad=grad, weight=weight)
     check_device(grad)
     out = grad.new_empty((grad.shape[0], weight.shape[1] * groups, input_length))
-    launch = depthwise.convolve if weight.shape[1] == 1 else _convolve
-    launch(
-        grad,
-        weight,
-        out,
-        stride=stride,
-        padding=padding[0],
-        dilation=dilation,
-        groups=groups,
-        transposed=True,
-        config=config,
-    )
+    geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
+    launch = depthwise.convolve if weight.shape[1] == 1 else convolve
+    launch(grad, weight, out, geometry, transposed=True, config=config)
     return out
 
 
@@ -317,22 +305,18 @@ def conv1d_grad_weight(
     """
     shape = checks.conv1d_grad_weight_shape(grad, x, kernel_size, stride, padding, dilation, groups)
     check_device(grad)
-    launch = depthwise.correlate if shape[1] == 1 else _correlate
-    return launch(
-        grad, x, shape, stride=stride, padding=padding[0], dilation=dilation, config=config
-    )
+    geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
+    launch = depthwise.correlate if shape[1] == 1 else correlate
+    return launch(grad, x, shape, geometry, config=config)
 
 
-def _convolve(
+def convolve(
     x: Tensor,
     weight: Tensor,
     y: Tensor,
+    geometry: Geometry,
     *,
-    stride: int,
-    padding: int,
-    dilation: int,
-    groups: int,
-    transposed: bool,
+    transposed: bool = False,
     bias: Tensor | None = None,
     activation: str | None = None,
     preactivation: Tensor | None = None,
@@ -341,18 +325,18 @@ def _convolve(
     """Fill y with the convolution of x, or (transposed) with the way back from outputs x."""
     batch, channels, length = x.shape
     out_length = y.shape[2]
-    group_in, group_out = channels // groups, y.shape[1] // groups
+    group_in, group_out = channels // geometry.groups, y.shape[1] // geometry.groups
     if y.numel() == 0:
         return
     rows, taps = batch * out_length, weight.shape[2]
     stride_out, stride_in, stride_tap = weight.stride()
-    stride_group = weight.shape[0] // groups * stride_out
+    stride_group = weight.shape[0] // geometry.groups * stride_out
     if transposed:
         stride_out, stride_in = stride_in, stride_out
     config = config or dot_config(rows, group_out, group_in, x.element_size())
     tiles = triton.cdiv(rows, config.rows) * triton.cdiv(group_out, config.cols)
     with torch.cuda.device_of(x):
-        _conv1d_kernel[(tiles * groups,)](
+        _conv1d_kernel[(tiles * geometry.groups,)](
             x,
             weight,
             x if bias is None else bias,
@@ -364,9 +348,9 @@ def _convolve(
             group_in,
             group_out,
             taps,
-            stride,
-            padding,
-            dilation,
+            geometry.stride,
+            geometry.padding[0],
+            geometry.dilation,
             *x.stride(),
             stride_group,
             stride_out,
@@ -387,22 +371,20 @@ def _convolve(
         )
 
 
-def _correlate(
+def correlate(
     grad: Tensor,
     x: Tensor,
     shape: tuple[int, int, int],
+    geometry: Geometry,
     *,
-    stride: int,
-    padding: int,
-    dilation: int,
-    config: TileConfig | None,
+    config: TileConfig | None = None,
 ) -> Tensor:
     """The weight gradient, of `shape` (C_out, C_in / groups, K): one product per tap."""
     if 0 in shape:
         return grad.new_empty(shape)
     out_channels, group_in, taps = shape
     batch, _, out_length = grad.shape
-    groups = x.shape[1] // group_in
+    groups = geometry.groups
     group_out = out_channels // groups
     rows = batch * out_length
     config = config or dot_config(group_out, group_in, rows, x.element_size())
@@ -422,9 +404,9 @@ def _correlate(
             group_out,
             groups,
             taps,
-            stride,
-            padding,
-            dilation,
+            geometry.stride,
+            geometry.padding[0],
+            geometry.dilation,
             *grad.stride(),
             *x.stride(),
             PRECISION=dot_precision(x.dtype, "conv"),

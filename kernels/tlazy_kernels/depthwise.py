@@ -17,7 +17,7 @@ from torch import Tensor
 from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig, pointwise_config, split_rows
 from tlazy_kernels.launch import metadata, sum_splits
-from tlazy_kernels.positions import source_position
+from tlazy_kernels.positions import Geometry, source_position
 
 
 def _depthwise_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,12 +177,9 @@ def convolve(
     x: Tensor,
     weight: Tensor,
     y: Tensor,
+    geometry: Geometry,
     *,
-    stride: int,
-    padding: int,
-    dilation: int,
-    groups: int,
-    transposed: bool,
+    transposed: bool = False,
     bias: Tensor | None = None,
     activation: str | None = None,
     preactivation: Tensor | None = None,
@@ -205,11 +202,11 @@ def convolve(
             out_length,
             x.shape[2],
             channels,
-            weight.shape[0] // groups,
+            weight.shape[0] // geometry.groups,
             weight.shape[2],
-            stride,
-            padding,
-            dilation,
+            geometry.stride,
+            geometry.padding[0],
+            geometry.dilation,
             *x.stride(),
             weight.stride(0),
             weight.stride(2),
@@ -229,11 +226,9 @@ def correlate(
     grad: Tensor,
     x: Tensor,
     shape: tuple[int, int, int],
+    geometry: Geometry,
     *,
-    stride: int,
-    padding: int,
-    dilation: int,
-    config: TileConfig | None,
+    config: TileConfig | None = None,
 ) -> Tensor:
     """The weight gradient, of `shape` (C_out, 1, K), summed in splits whose order is fixed."""
     channels, _, taps = shape
@@ -257,9 +252,9 @@ def correlate(
             channels,
             channels // x.shape[1],
             taps,
-            stride,
-            padding,
-            dilation,
+            geometry.stride,
+            geometry.padding[0],
+            geometry.dilation,
             *grad.stride(),
             *x.stride(),
             BLOCK_R=config.rows,

@@ -1,4 +1,4 @@
-"""Where a convolution's rows are and what they read; shared by all conv1d kernels.
+"""Where a convolution's rows are and what they read; shared by all conv1d launchers and kernels.
 
 A row is an output position: batch and time flattened, so that short series fill tiles too. All
 arithmetic is in int64: tensors may have more than 2**31 elements.
@@ -6,8 +6,23 @@ arithmetic is in int64: tensors may have more than 2**31 elements.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Geometry(NamedTuple):
+    """How a convolution's filters lie over its samples; all but `groups` in samples.
+
+    Attributes:
+        padding: zeros (left, right).
+    """
+
+    stride: int
+    padding: tuple[int, int]
+    dilation: int
+    groups: int
 
 
 @triton.jit
