@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from tlazy_kernels.launch import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES, SUPPORTED_DTYPES
+from tlazy_kernels.environment import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES, SUPPORTED_DTYPES
 
 BackendName = Literal["auto", "triton", "aten"]
 

@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from tlazy_kernels import checks, reference
-from tlazy_kernels.launch import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES
+from tlazy_kernels.environment import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES
 
 if HAS_TRITON:
-    from tlazy_kernels import activations, conv1d, linear
+    from tlazy_kernels import conv1d, epilogue, linear
 else:  # the operators exist all the same; every one of them is its twin
-    activations = conv1d = linear = reference  # type: ignore[misc]
+    epilogue = conv1d = linear = reference  # type: ignore[misc]
 
 LIBRARY = torch.library.Library("tlazy", "DEF")
 _CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
@@ -168,7 +168,7 @@ def _conv1d_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: A
 _register(
     "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias)"
     " -> (Tensor g, Tensor grad_bias)",
-    _epilogue_backward(activations.epilogue_backward),
+    _epilogue_backward(epilogue.epilogue_backward),
     _epilogue_backward(reference.epilogue_backward),
     _fake_epilogue_backward,
 )

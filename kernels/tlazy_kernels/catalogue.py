@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlazy_kernels import activations, checks, conv1d, linear, roofline
+from tlazy_kernels import checks, conv1d, epilogue, linear, roofline
 from tlazy_kernels.configs import TileConfig, dot_config
 from tlazy_kernels.roofline import Cost
 
@@ -158,7 +158,7 @@ def _epilogue(dtype: torch.dtype, activation: str | None) -> Case:
     saved = grad if activation else None
     return Case(
         f"epilogue_backward {activation}",
-        lambda: activations.epilogue_backward(grad, saved, activation, bias=True),
+        lambda: epilogue.epilogue_backward(grad, saved, activation, bias=True),
         roofline.epilogue_backward(shape, dtype, activation=activation is not None),
     )
 

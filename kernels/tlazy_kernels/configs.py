@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from tlazy_kernels.targets import Target
 
 # Enough programs to fill any current GPU twice. A constant rather than the device's own count, so
 # that the order of a split reduction, and with it the result, is the same on every device.
@@ -15,7 +18,8 @@ class TileConfig:
 
     For a matrix product C = A @ B, `rows` and `cols` tile C and `depth` the contraction. For a
     convolution `rows` are positions (batch and time flattened), `cols` output channels and `depth`
-    input channels. Each is a power of two; dots need at least 16.
+    input channels. Each is a power of two; dots need at least 16. Where `specialized`, one warp
+    group copies tiles while the others multiply (Triton >= 3.8 on Hopper, 4 warps).
     """
 
     rows: int
@@ -23,6 +27,17 @@ class TileConfig:
     depth: int
     num_warps: int = 4
     num_stages: int = 2
+    specialized: bool = False
+
+    def staged_bytes(self, itemsize: int) -> int:
+        """Shared memory of the operands' tiles in all stages."""
+        return self.num_stages * (self.rows + self.cols) * self.depth * itemsize
+
+    def programs(self, itemsize: int, target: Target) -> int:
+        """Programs that fit on one processor at once: by shared memory and the accumulator."""
+        held = self.staged_bytes(itemsize) + self.rows * self.cols * itemsize
+        registers = self.rows * self.cols + 64 * target.gpu.warp_size * self.num_warps
+        return max(1, min(target.shared // held, target.registers // registers, 4))
 
 
 def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
@@ -73,3 +88,121 @@ def _tile(size: int, largest: int) -> int:
 def _ceil_div(a: int, b: int) -> int:
     """As ``triton.cdiv``, without its wrappers: these rules stand on the path of every launch."""
     return -(-a // b)
+
+
+class Split(NamedTuple):
+    """A product's tile, and the equal parts that its contraction is taken in.
+
+    Attributes:
+        config: of a tile.
+        parts: programs that share each tile of the result; 1 where the contraction is not split.
+        depth: of each part but the last, a multiple of the tile's.
+    """
+
+    config: TileConfig
+    parts: int
+    depth: int
+
+
+# Tiles worth considering, by what they serve. None spills with any epilogue, which the gates see
+# to; on each target those that exceed its shared memory are left out.
+_HALF_TILES = (
+    TileConfig(128, 256, 64, num_warps=8, num_stages=3),
+    TileConfig(128, 128, 64, num_warps=8, num_stages=4),
+    TileConfig(128, 128, 64, num_warps=8, num_stages=2),
+    TileConfig(128, 64, 64, num_warps=4, num_stages=4),
+    TileConfig(64, 128, 64, num_warps=4, num_stages=4),
+    TileConfig(64, 64, 64, num_warps=4, num_stages=4),
+    TileConfig(64, 64, 64, num_warps=4, num_stages=2),
+    TileConfig(64, 32, 64, num_warps=4, num_stages=6),
+    TileConfig(64, 32, 64, num_warps=4, num_stages=2),
+)
+_SINGLE_TILES = (
+    TileConfig(128, 128, 32, num_warps=8, num_stages=3),
+    TileConfig(64, 128, 32, num_warps=8, num_stages=3),
+    TileConfig(64, 64, 32, num_warps=4, num_stages=4),
+    TileConfig(64, 64, 32, num_warps=4, num_stages=2),
+    TileConfig(64, 32, 32, num_warps=4, num_stages=4),
+    TileConfig(64, 32, 32, num_warps=4, num_stages=2),
+)
+
+# Cycles, rounded: of a load from memory; of a program's start, its first tiles' way and its last
+# store; of a launch. And bytes that the L2 cache gives one processor in a cycle.
+_LATENCY = 800
+_START = 2500
+_LAUNCH = 5000
+_CACHE_BYTES = 64
+
+
+def split_contraction(
+    m: int,
+    n: int,
+    k: int,
+    itemsize: int,
+    precision: str,
+    target: Target,
+    config: TileConfig | None = None,
+) -> Split:
+    """The tile, and the split of the contraction, with the least modelled time.
+
+    Args:
+        m, n, k: of the product (m, k) @ (k, n).
+        itemsize: bytes of an operand's element.
+        precision: of the dot, as ``environment.dot_precision``.
+        target: to plan for.
+        config: the tile, where it is not to be chosen.
+    """
+    tiles = (config,) if config else _tiles(m, n, itemsize, target)
+    candidates = [
+        Split(tile, _ceil_div(k, depth) if k else 1, depth)
+        for tile in tiles
+        for depth in _depths(m, n, k, tile, target)
+    ]
+    return min(candidates, key=lambda split: _cycles(m, n, k, itemsize, precision, target, split))
+
+
+def _tiles(m: int, n: int, itemsize: int, target: Target) -> list[TileConfig]:
+    tiles = _HALF_TILES if itemsize < 4 else _SINGLE_TILES
+    return [
+        tile
+        for tile in tiles
+        if tile.staged_bytes(itemsize) + tile.rows * tile.cols * itemsize // 2
+        <= target.shared_limit
+    ]
+
+
+def _depths(m: int, n: int, k: int, tile: TileConfig, target: Target) -> list[int]:
+    """Depths of the parts to consider: no split, and those that fill the processors."""
+    steps = max(1, _ceil_div(k, tile.depth))
+    tiles = _ceil_div(m, tile.rows) * _ceil_div(n, tile.cols)
+    parts = {1}
+    for waves in (1, 2, 4):
+        wanted = waves * target.processors // tiles
+        parts.add(max(1, min(wanted, steps // 4)))
+    return sorted({_ceil_div(steps, count) * tile.depth for count in parts}, reverse=True)
+
+
+def _cycles(
+    m: int, n: int, k: int, itemsize: int, precision: str, target: Target, split: Split
+) -> float:
+    """Modelled cycles of a product: the busiest processor's steps, each bound by the matrix units
+    or by what the cache and the bytes in flight let through; the start; the memory's least time."""
+    tile, parts, depth = split
+    resident = tile.programs(itemsize, target)
+    step_bytes = (tile.rows + tile.cols) * tile.depth * itemsize
+    in_flight = resident * (tile.num_stages - 1) * step_bytes
+    rate = min(_CACHE_BYTES, in_flight / _LATENCY)
+    slowdown = {"ieee": 1, "tf32": 2, "tf32x3": 6}[precision]
+    step = max(
+        2 * max(tile.rows, 64) * tile.cols * tile.depth * slowdown / target.flops,
+        step_bytes / rate,
+    )
+    programs = _ceil_div(m, tile.rows) * _ceil_div(n, tile.cols) * parts
+    store = tile.rows * tile.cols * (itemsize if parts == 1 else 4) / target.memory_bytes / 2
+    each = _ceil_div(depth, tile.depth) * step + store
+    busy = _ceil_div(programs, target.processors) * each + _START
+    least = (m * k + k * n + m * n) * itemsize / target.memory_bytes / target.processors
+    total = max(busy, least)
+    if parts > 1:
+        total += _LAUNCH + 8 * parts * m * n / target.memory_bytes / target.processors
+    return total

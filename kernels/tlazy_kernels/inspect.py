@@ -30,7 +30,7 @@ import torch
 
 from tlazy_kernels import catalogue, table
 from tlazy_kernels.catalogue import DTYPES, Case
-from tlazy_kernels.launch import INTERPRETED
+from tlazy_kernels.environment import INTERPRETED
 from tlazy_kernels.offline import compiled
 from tlazy_kernels.recording import Recording, recorded
 from tlazy_kernels.table import Row
@@ -46,7 +46,7 @@ def inspect(
     """
     work = list(_recordings(targets, dtypes, kernel, thorough))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda item: _row(*item), work))
+        return [row for rows in pool.map(lambda item: _rows(*item), work) for row in rows]
 
 
 def _recordings(
@@ -58,20 +58,27 @@ def _recordings(
     for target, dtype in itertools.product(targets, dtypes):
         for case in find(DTYPES[dtype]):
             if kernel in case.name:
-                with recorded(hip=TARGETS[target].gpu.backend == "hip") as recording:
+                with recorded(target) as recording:
                     case.call()
                 yield case, target, dtype, recording
 
 
-def _row(case: Case, target: str, dtype: str, recording: Recording) -> Row:
-    (launch,) = recording.launches
-    return Row(
-        **asdict(compiled(case.name, target, dtype, launch)),
-        flops=recording.flops,
-        bytes=recording.bytes,
-        least_flops=case.least.flops,
-        least_bytes=case.least.bytes,
-    )
+def _rows(case: Case, target: str, dtype: str, recording: Recording) -> list[Row]:
+    """One for each launch, all with the whole case's arithmetic and traffic."""
+    rows = []
+    for launch in recording.launches:
+        second = launch is not recording.launches[0]
+        name = f"{case.name} + {launch.kernel.fn.__name__}" if second else case.name
+        rows.append(
+            Row(
+                **asdict(compiled(name, target, dtype, launch)),
+                flops=recording.flops,
+                bytes=recording.bytes,
+                least_flops=case.least.flops,
+                least_bytes=case.least.bytes,
+            )
+        )
+    return rows
 
 
 def inspect_reference(reference: str, options: Sequence[str]) -> list[Row]:

@@ -1,46 +1,184 @@
-"""What a launch needs to know about its surroundings."""
+"""The way from a call to its kernels: plan once, then launch from memory.
+
+A launcher hands its tensors and settings to :func:`launch`, with a planner: a pure function that
+checks them, chooses kernels and tiles, and says what to allocate and what to run. Its plan is kept
+under a description of the call (shapes, strides, dtypes, alignments, settings, device), and each
+step of it keeps the compiled kernel once Triton has given it. A warm call so costs one look-up, its
+allocations, and Triton's own launch; whatever is in the key was checked when the plan was made.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import triton
+from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
 
-# Triton has wheels for Linux only; elsewhere everything but the kernels works.
-HAS_TRITON: bool = importlib.util.find_spec("triton") is not None
+from tlazy_kernels.environment import check_device, dot_precision  # noqa: F401
+from tlazy_kernels.targets import target_of
 
-SUPPORTED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
-
-# Triton's interpreter gives wrong values in bfloat16, without an error.
-INTERPRETER_DTYPES = frozenset({torch.float32, torch.float16})
-
-# Read once, as ``@triton.jit`` does: changing the variable later changes nothing.
-INTERPRETED: bool = False
-if HAS_TRITON:
-    import triton
-
-    INTERPRETED = bool(triton.knobs.runtime.interpret)
+# Calls remembered. One is about 2 KiB; with variable-length inputs every length is one more.
+MOST_PLANS = 16_384
 
 
-def dot_precision(dtype: torch.dtype, family: Literal["matmul", "conv"]) -> str:
-    """Triton's ``input_precision`` for a dot, following PyTorch's own float32 switches.
+class Buffer(NamedTuple):
+    """Memory that a plan needs allocated: an output, or a step's partial results."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    strides: tuple[int, ...] | None = None  # contiguous where None
+
+
+class Step:
+    """One launch of a plan.
 
     Args:
-        dtype: of the operands; only float32 has a choice.
-        family: whose switch counts: ``torch.backends.cuda.matmul.fp32_precision`` or
-            ``torch.backends.cudnn.conv.fp32_precision``.
+        kernel: the device function.
+        grid: programs in each of up to three dimensions.
+        tensors: its first arguments: positions in the call's inputs followed by the plan's buffers.
+        scalars: the arguments after those, up to the constants.
+        constants: its ``tl.constexpr`` parameters, all of them, in the kernel's order.
+        options: how it is compiled, such as ``num_warps``.
+    """
+
+    __slots__ = ("constants", "grid", "handle", "kernel", "options", "scalars", "tail", "tensors")
+
+    def __init__(
+        self,
+        kernel: JITFunction,
+        grid: Sequence[int],
+        tensors: tuple[int, ...],
+        scalars: tuple[int, ...],
+        constants: Mapping[str, Any],
+        **options: int,
+    ) -> None:
+        self.kernel = kernel
+        self.grid = (*grid, 1, 1)[:3]
+        self.tensors = tensors
+        self.scalars = scalars
+        self.constants = constants
+        self.options = options
+        self.tail = (*scalars, *constants.values())
+        self.handle: CompiledKernel | None = None
+
+    def run(self, tensors: Sequence[Tensor | None], stream: int) -> None:
+        arguments = [tensors[i] for i in self.tensors]
+        handle = self.handle
+        if handle is None or _profiled():
+            found = self.kernel[self.grid](
+                *arguments, *self.scalars, **self.constants, **self.options
+            )
+            if isinstance(found, CompiledKernel):  # neither the interpreter's nor a tool's
+                self.handle = found
+            return
+        handle.run(
+            *self.grid,
+            stream,
+            handle.function,
+            handle.packed_metadata,
+            None,
+            None,
+            None,
+            *arguments,
+            *self.tail,
+        )
+
+
+class Plan(NamedTuple):
+    """What a call allocates, launches and returns.
+
+    Attributes:
+        buffers: to allocate.
+        steps: to launch, in order, on the current stream.
+        outputs: which buffers are returned; None stands for an output that was not asked for.
+    """
+
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[int | None, ...]
+
+
+Planner = Callable[..., Plan]
+
+_plans: dict[tuple, Plan] = {}
+
+
+def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) -> list[Any]:
+    """Run the plan of a call, which `planner` makes where there has been none like it.
+
+    Args:
+        planner: called with the target to plan for, the inputs and the settings. It may look at
+            the inputs' descriptions, not at their data, and raises what is wrong with them.
+        inputs: the first must be a tensor, on the device to run on.
+        settings: hashable.
 
     Returns:
-        ``"tf32"`` where the switch allows it, else ``"tf32x3"`` (three tf32 products, about
-        float32's accuracy) on NVIDIA and ``"ieee"`` on AMD, whose matrix units take float32.
+        the plan's outputs: tensors, or None for those not asked for.
+
+    Raises:
+        RuntimeError: where kernels cannot run on the first input's device or dtype.
+        Exception: whatever the planner raises, before anything is allocated.
     """
-    if dtype is not torch.float32 or INTERPRETED or torch.version.hip is not None:
-        return "ieee"
-    switch = torch.backends.cuda.matmul if family == "matmul" else torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return "tf32" if switch.fp32_precision == "tf32" else "tf32x3"
+    device = inputs[0].device  # type: ignore[union-attr]
+    key = (
+        planner,
+        settings,
+        device,
+        *[
+            x if x is None else (x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0)
+            for x in inputs
+        ],
+    )
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _remember(key, planner(target_of(device), *inputs, *settings), inputs[0])
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return _execute(plan, inputs, device)
+    return _execute(plan, inputs, device)
+
+
+def _remember(key: tuple, plan: Plan, x: Tensor | None) -> Plan:
+    assert x is not None
+    check_device(x)
+    if len(_plans) >= MOST_PLANS:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
+
+
+def _execute(
+    plan: Plan, inputs: tuple[Tensor | None, ...], device: torch.device
+) -> list[Tensor | None]:
+    buffers = [
+        torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+        if buffer.strides is None
+        else torch.empty_strided(buffer.shape, buffer.strides, dtype=buffer.dtype, device=device)
+        for buffer in plan.buffers
+    ]
+    if plan.steps:
+        triton.set_allocator(_allocate_scratch)
+        stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+        tensors = (*inputs, *buffers)
+        for step in plan.steps:
+            step.run(tensors, stream)
+    return [None if i is None else buffers[i] for i in plan.outputs]
+
+
+def _allocate_scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory for a launch's tensor descriptors, from PyTorch's allocator: the current stream's."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def _profiled() -> bool:
+    """Whether a profiler wants to hear of launches; Triton then takes the long way itself."""
+    runtime = triton.knobs.runtime
+    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
 
 
 def metadata(name: str, flops: int, args: Mapping[str, Any], *touched: str) -> dict[str, Any]:
@@ -67,27 +205,9 @@ def metadata(name: str, flops: int, args: Mapping[str, Any], *touched: str) -> d
     }
 
 
-def _distinct_elements(x: torch.Tensor) -> int:
+def _distinct_elements(x: Tensor) -> int:
     """Elements in memory: a dimension of stride 0 has one."""
     return math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
-
-
-def check_device(x: torch.Tensor) -> None:
-    """Raise RuntimeError unless kernels can run on `x`'s device and dtype in this process."""
-    if not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")):
-        raise RuntimeError(
-            f"Triton kernels need a CUDA or HIP tensor, got one on {x.device}; to run them on the "
-            "CPU in Triton's interpreter, set TRITON_INTERPRET=1 before tlazy_kernels is imported"
-        )
-    if x.dtype not in SUPPORTED_DTYPES:
-        raise RuntimeError(
-            f"Triton kernels take float32, float16 and bfloat16, not {x.dtype}; convert the tensor "
-            "or use the ATen twin in tlazy_kernels.reference"
-        )
-    if INTERPRETED and x.dtype is torch.bfloat16:
-        raise RuntimeError(
-            f"Triton's interpreter computes wrong values in {x.dtype}; use float32 or float16"
-        )
 
 
 def sum_splits(partials: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

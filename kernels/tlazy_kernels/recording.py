@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime import _allocation
 from triton.runtime.jit import JITFunction
 
-from tlazy_kernels import activations, conv1d, linear
+from tlazy_kernels import conv1d, launch
+from tlazy_kernels.targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,11 @@ class Recording:
 
 
 @contextmanager
-def recorded(*, hip: bool = False) -> Iterator[Recording]:
-    """Record the launchers that the block calls, as on a device of NVIDIA or (`hip`) AMD."""
+def recorded(target: str = "sm_90") -> Iterator[Recording]:
+    """Record the launchers that the block calls, as on a device of ``targets.TARGETS``."""
     recording = Recording()
+    planned_for = TARGETS[target]
+    hip = planned_for.gpu.backend == "hip"
 
     def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         values = dict(zip(kernel.arg_names, args, strict=False))
@@ -85,8 +88,11 @@ def recorded(*, hip: bool = False) -> Iterator[Recording]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(JITFunction, "run", run))
         stack.enter_context(mock.patch.object(torch.version, "hip", "6.0" if hip else None))
-        for module in (activations, conv1d, linear):
-            stack.enter_context(mock.patch.object(module, "check_device", return_value=None))
+        stack.enter_context(mock.patch.object(launch, "_plans", {}))
+        stack.enter_context(mock.patch.object(launch, "target_of", return_value=planned_for))
+        for module in (conv1d, launch):
+            if hasattr(module, "check_device"):
+                stack.enter_context(mock.patch.object(module, "check_device", return_value=None))
         stack.enter_context(_AtenTraffic(recording))
         yield recording
 

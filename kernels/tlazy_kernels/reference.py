@@ -1,6 +1,6 @@
 """The launchers' signatures in plain ATen: the ground truth for tests, and the ops on a CPU.
 
-See linear.py, conv1d.py and activations.py for shapes. Any floating dtype works, float64 included.
+See linear.py, conv1d.py and epilogue.py for shapes. Any floating dtype works, float64 included.
 """
 
 from __future__ import annotations

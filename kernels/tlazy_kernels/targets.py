@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
+import torch
 from triton.backends.compiler import GPUTarget
 
 
@@ -13,6 +15,10 @@ class Target:
 
     Attributes:
         gpu: as Triton names it.
+        processors: streaming multiprocessors or compute units of the device.
+        flops: dense 16-bit operations of one processor's matrix units in a cycle, 2 a multiply-add.
+        memory_bytes: of the device's memory that one processor's share of the bandwidth moves in
+            a cycle.
         shared_limit: bytes of shared memory that one program may have.
         shared: bytes of shared memory a processor.
         shared_reserved: bytes that each program takes besides its own.
@@ -24,6 +30,9 @@ class Target:
     """
 
     gpu: GPUTarget
+    processors: int
+    flops: int
+    memory_bytes: float
     shared_limit: int
     shared: int
     shared_reserved: int
@@ -32,6 +41,11 @@ class Target:
     warps: int
     programs: int
     source: str
+
+    @property
+    def copies_tiles(self) -> bool:
+        """Whether a unit of its own copies tiles to shared memory (TMA): Hopper and Blackwell."""
+        return self.gpu.backend == "cuda" and self.gpu.arch >= 90
 
     def occupancy(self, *, registers: int, shared: int, num_warps: int) -> int:
         """How many programs of so many registers a thread and bytes of shared memory fit at once.
@@ -52,9 +66,14 @@ class Target:
 _CUDA_GUIDE = "CUDA C++ Programming Guide, compute capabilities"
 
 
-def _nvidia(capability: int, shared: int) -> Target:
+def _nvidia(
+    capability: int, processors: int, shared: int, flops: int = 1024, memory_bytes: float = 8
+) -> Target:
     return Target(
         GPUTarget("cuda", capability, 32),
+        processors=processors,
+        flops=flops,
+        memory_bytes=memory_bytes,
         shared_limit=shared - 1024,
         shared=shared,
         shared_reserved=1024,
@@ -67,12 +86,15 @@ def _nvidia(capability: int, shared: int) -> Target:
 
 
 TARGETS: dict[str, Target] = {
-    "sm_80": _nvidia(80, 164 << 10),
-    "sm_90": _nvidia(90, 228 << 10),
-    "sm_100": _nvidia(100, 228 << 10),
+    "sm_80": _nvidia(80, 108, 164 << 10, flops=2048, memory_bytes=13),
+    "sm_90": _nvidia(90, 132, 228 << 10, flops=4096, memory_bytes=20),
+    "sm_100": _nvidia(100, 148, 228 << 10, flops=8192, memory_bytes=28),
     # Four SIMDs of 512 vector registers for each of 64 lanes; each holds at most 8 waves.
     "gfx942": Target(
         GPUTarget("hip", "gfx942", 64),
+        processors=304,
+        flops=2048,
+        memory_bytes=8,
         shared_limit=64 << 10,
         shared=64 << 10,
         shared_reserved=0,
@@ -83,3 +105,25 @@ TARGETS: dict[str, Target] = {
         source="AMD Instinct MI300 instruction set architecture",
     ),
 }
+
+# What a launch is planned for where there is no GPU: interpreted, it takes the paths of this one.
+STAND_IN = TARGETS["sm_90"]
+
+
+@functools.cache
+def target_of(device: torch.device) -> Target:
+    """The target that a device is: one of TARGETS, or made from what the device says of itself."""
+    if device.type != "cuda":
+        return STAND_IN
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        arch = properties.gcnArchName.partition(":")[0]
+        known = TARGETS["gfx942"]
+        gpu = GPUTarget("hip", arch, properties.warp_size)
+        return replace(known, gpu=gpu, processors=properties.multi_processor_count)
+    capability = 10 * properties.major + properties.minor
+    processors = properties.multi_processor_count
+    known = TARGETS.get(f"sm_{capability}")
+    if known is None:
+        return _nvidia(capability, processors, properties.shared_memory_per_multiprocessor)
+    return replace(known, processors=processors)

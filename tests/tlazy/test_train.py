@@ -17,7 +17,7 @@ from tlazy.display import PlainDisplay
 from tlazy.errors import UserError
 from tlazy.models import MODELS
 from tlazy.run import Config, Options, Run
-from tlazy_kernels.launch import INTERPRETED
+from tlazy_kernels.environment import INTERPRETED
 
 RUN_FILES = {
     "config.json",

@@ -14,7 +14,7 @@ from tlazy.bench.suites import Problem, depthwise
 from tlazy.errors import UserError
 from tlazy_kernels import linear
 from tlazy_kernels.configs import TileConfig
-from tlazy_kernels.launch import INTERPRETED
+from tlazy_kernels.environment import INTERPRETED
 
 CPU = torch.device("cpu")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs the launchers in the interpreter")

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests import EMULATED
 from tlazy_kernels import reference
 from tlazy_kernels.configs import TileConfig
-from tlazy_kernels.launch import INTERPRETED
+from tlazy_kernels.environment import INTERPRETED
 
 
 def _dtypes() -> list[Any]:

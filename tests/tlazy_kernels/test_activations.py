@@ -15,7 +15,7 @@ from tests.tlazy_kernels.agreement import (
     spread,
 )
 from tlazy_kernels import reference
-from tlazy_kernels.activations import epilogue_backward
+from tlazy_kernels.epilogue import epilogue_backward
 from tlazy_kernels.linear import linear_forward
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
 

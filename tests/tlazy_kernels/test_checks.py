@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from tlazy_kernels import activations, conv1d, launch, linear, reference
+from tlazy_kernels import conv1d, environment, epilogue, linear, reference
 
 ONE_DEVICE = "every tensor says that it is on the pretended GPU"
 
@@ -192,7 +192,7 @@ def test_conv1d_grad_weight_refuses_what_does_not_fit(call, ones):
         call(grad, x.half(), 3)
 
 
-@each(activations, "epilogue_backward")
+@each(epilogue, "epilogue_backward")
 def test_epilogue_backward_refuses_what_does_not_fit(call, ones):
     grad = ones(2, 3, 4)
     with refused(RuntimeError, (2, 3)):
@@ -230,7 +230,7 @@ LAUNCHES = {
     "conv1d_forward": lambda t: conv1d.conv1d_forward(t(2, 3, 5), t(4, 3, 2)),
     "conv1d_grad_input": lambda t: conv1d.conv1d_grad_input(t(2, 4, 4), t(4, 3, 2), 5),
     "conv1d_grad_weight": lambda t: conv1d.conv1d_grad_weight(t(2, 4, 4), t(2, 3, 5), 2),
-    "epilogue_backward": lambda t: activations.epilogue_backward(t(2, 3, 4), None, None, bias=True),
+    "epilogue_backward": lambda t: epilogue.epilogue_backward(t(2, 3, 4), None, None, bias=True),
 }
 every_launch = pytest.mark.parametrize("launched", LAUNCHES.values(), ids=LAUNCHES)
 
@@ -243,14 +243,14 @@ def test_kernels_refuse_dtypes_that_they_would_compute_in_float32(launched, ones
 
 @every_launch
 def test_the_interpreter_refuses_bfloat16_which_it_gets_wrong(launched, ones, monkeypatch):
-    monkeypatch.setattr(launch, "INTERPRETED", True)
+    monkeypatch.setattr(environment, "INTERPRETED", True)
     with refused(RuntimeError, "interpreter", "torch.bfloat16"):
         launched(lambda *shape: ones(*shape, dtype=torch.bfloat16))
 
 
 @every_launch
 def test_kernels_refuse_devices_that_are_not_gpus(launched, monkeypatch):
-    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(environment, "INTERPRETED", False)
     if torch.ones(1, device="meta").is_cuda:
         pytest.skip(ONE_DEVICE)
     with refused(RuntimeError, "meta", "TRITON_INTERPRET=1"):

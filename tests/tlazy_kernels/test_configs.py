@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlazy_kernels import launch
+from tlazy_kernels import environment
 from tlazy_kernels.configs import (
     TARGET_PROGRAMS,
     TileConfig,
@@ -68,7 +68,7 @@ def test_a_config_cannot_be_changed():
 
 @pytest.fixture
 def on_nvidia(monkeypatch):
-    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(environment, "INTERPRETED", False)
     monkeypatch.setattr(torch.version, "hip", None)
 
 
@@ -79,7 +79,7 @@ def test_float32_products_follow_their_own_switch(family, switch, precision, on_
     own, other = (matmul, conv) if family == "matmul" else (conv, matmul)
     own.fp32_precision = switch
     other.fp32_precision = "ieee" if switch == "tf32" else "tf32"
-    assert launch.dot_precision(torch.float32, family) == precision
+    assert environment.dot_precision(torch.float32, family) == precision
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def test_the_matmul_precision_setting_is_followed(setting, precision, on_nvidia)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
     try:
-        assert launch.dot_precision(torch.float32, "matmul") == precision
+        assert environment.dot_precision(torch.float32, "matmul") == precision
     finally:
         torch.set_float32_matmul_precision(before)
 
 
 def test_only_float32_on_nvidia_has_a_choice(on_nvidia, monkeypatch):
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    assert launch.dot_precision(torch.float16, "matmul") == "ieee"
-    assert launch.dot_precision(torch.bfloat16, "matmul") == "ieee"
+    assert environment.dot_precision(torch.float16, "matmul") == "ieee"
+    assert environment.dot_precision(torch.bfloat16, "matmul") == "ieee"
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert launch.dot_precision(torch.float32, "matmul") == "ieee"
+    assert environment.dot_precision(torch.float32, "matmul") == "ieee"

@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.tlazy_kernels.agreement import DTYPES, assert_agrees, bits, random, spread
 from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree
 from tests.tlazy_kernels.test_activations import saved_for
-from tlazy_kernels import activations, configs, reference
+from tlazy_kernels import configs, epilogue, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
@@ -134,7 +134,7 @@ def test_the_epilogue_agrees(search, shape, layout, activation, bias, tile, plac
     grad, z = (random(*shape, dtype=dtype, device=device, seed=i) for i in range(2))
     saved = saved_for(activation, z)
     grad = spread(with_specials(grad, places), **layout)
-    assert_agrees(activations.epilogue_backward, grad, saved, activation, bias=bias, config=tile)
+    assert_agrees(epilogue.epilogue_backward, grad, saved, activation, bias=bias, config=tile)
 
 
 def whole_numbers(*shape: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
@@ -156,7 +156,7 @@ def every_reduction(operands: tuple[Tensor, ...], tile: TileConfig) -> list[Tens
         conv1d_grad_weight(
             grad[:, : x.shape[1]], x, weight.shape[2], groups=x.shape[1], config=tile
         ),
-        activations.epilogue_backward(grad, None, None, bias=True, config=tile)[1],
+        epilogue.epilogue_backward(grad, None, None, bias=True, config=tile)[1],
     ]
     return [output for output in outputs if output is not None]
 

@@ -1,0 +1,151 @@
+"""The backward pass of a kernel's epilogue: activation and bias, in one pass over memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tlazy_kernels import checks
+from tlazy_kernels.activations import activation_grad
+from tlazy_kernels.configs import TileConfig, pointwise_config, split_rows
+from tlazy_kernels.launch import Buffer, Plan, Step, launch, metadata
+from tlazy_kernels.splits import sum_step
+from tlazy_kernels.targets import Target
+
+
+def _epilogue_backward_metadata(
+    grid: tuple, kernel: Any, args: Mapping[str, Any]
+) -> dict[str, Any]:
+    touched = ["grad_ptr"]
+    touched += ["saved_ptr", "out_ptr"] * (args["ACTIVATION"] is not None)
+    touched += ["partial_ptr"] * args["HAS_BIAS"]
+    sizes = f"rows={args['rows']} channels={args['channels']}"
+    return metadata(f"{kernel.name} [{sizes}]", 0, args, *touched)
+
+
+@triton.jit(launch_metadata=_epilogue_backward_metadata)
+def _epilogue_backward_kernel(
+    grad_ptr,  # dL/dy, shape (outer, channels, inner)
+    saved_ptr,  # z or y, same shape; unread where ACTIVATION is None
+    out_ptr,  # dL/dz, same shape, contiguous; unwritten where ACTIVATION is None
+    partial_ptr,  # bias gradient's partial sums, fp32, shape (splits, channels)
+    rows,  # outer * inner
+    inner,
+    channels,
+    rows_per_split,
+    stride_go,
+    stride_gc,
+    stride_gi,
+    stride_so,
+    stride_sc,
+    stride_si,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    channel_block = tl.program_id(0)
+    split = tl.program_id(1).to(tl.int64)
+    channel = channel_block * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel64 = channel.to(tl.int64)[None, :]
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, rows)
+    total = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    for start in range(first, last, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R).to(tl.int64)
+        outer = (row // inner)[:, None]
+        within = (row % inner)[:, None]
+        mask = (row < last)[:, None] & (channel < channels)[None, :]
+        grad = tl.load(
+            grad_ptr + outer * stride_go + channel64 * stride_gc + within * stride_gi,
+            mask=mask,
+            other=0.0,
+        ).to(tl.float32)
+        if ACTIVATION is not None:
+            saved = tl.load(
+                saved_ptr + outer * stride_so + channel64 * stride_sc + within * stride_si,
+                mask=mask,
+                other=0.0,
+            ).to(tl.float32)
+            grad = activation_grad(grad, saved, ACTIVATION)
+            tl.store(
+                out_ptr + (outer * channels + channel64) * inner + within,
+                grad.to(out_ptr.dtype.element_ty),
+                mask=mask,
+            )
+        if HAS_BIAS:
+            total += tl.sum(tl.where(mask, grad, 0.0), axis=0)
+    if HAS_BIAS:
+        tl.store(partial_ptr + split * channels + channel, total, mask=channel < channels)
+
+
+def epilogue_backward(
+    grad: Tensor,
+    saved: Tensor | None,
+    activation: str | None,
+    *,
+    bias: bool,
+    config: TileConfig | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """One pass for g = grad * act'(z) and the bias gradient, the sum of g over all but channels.
+
+    Args:
+        grad: dL/dy, shape (outer, channels, inner), any strides.
+        saved: z for an activation in NEEDS_PREACTIVATION, else y, of `grad`'s shape; None where
+            `activation` is None.
+        activation: a name of ``reference.ACTIVATIONS``, or None.
+        bias: whether to compute the bias gradient.
+        config: tile; by default from the sizes.
+
+    Returns:
+        (g, bias gradient): g has `grad`'s shape and dtype, contiguous, and is None where
+        `activation` is None, because it would be `grad` itself; the bias gradient has shape
+        (channels,), `grad`'s dtype, and is None unless asked for.
+
+    Raises:
+        RuntimeError, ValueError: as ``checks.epilogue_shape``, before anything is allocated.
+    """
+    g, grad_bias = launch(_plan, (grad, saved), activation, bias, config)
+    return g, grad_bias
+
+
+def _plan(
+    target: Target,
+    grad: Tensor,
+    saved: Tensor | None,
+    activation: str | None,
+    bias: bool,
+    config: TileConfig | None,
+) -> Plan:
+    outer, channels, inner = checks.epilogue_shape(grad, saved, activation)
+    rows = outer * inner
+    g = Buffer((outer, channels, inner), grad.dtype)
+    sums = Buffer((channels,), grad.dtype)
+    outputs = (0 if activation else None, 1 if bias else None)
+    if channels == 0 or not (activation or bias):
+        return Plan((g, sums), (), outputs)
+    config = config or pointwise_config(rows, channels)
+    channel_blocks = -(-channels // config.cols)
+    parts, rows_per_part = split_rows(rows, channel_blocks, config.rows)
+    partial = Buffer((parts, channels), torch.float32)
+    read = grad if saved is None else saved
+    step = Step(
+        _epilogue_backward_kernel,
+        (channel_blocks, parts),
+        (0, 0 if saved is None else 1, 2, 4),
+        (rows, inner, channels, rows_per_part, *grad.stride(), *read.stride()),
+        {
+            "ACTIVATION": activation,
+            "HAS_BIAS": bias,
+            "BLOCK_R": config.rows,
+            "BLOCK_C": config.cols,
+        },
+        num_warps=config.num_warps,
+    )
+    steps = (step, sum_step(partial, (channels,), 4, 3, 3)) if bias else (step,)
+    return Plan((g, sums, partial), steps, outputs)

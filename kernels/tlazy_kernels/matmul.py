@@ -1,0 +1,322 @@
+"""The matrix product act(A @ B + bias) behind the linear layer's three launchers.
+
+Two kernels compute it. Where a unit of the device copies tiles (TMA), and sizes and strides are
+multiples of 16 bytes, a persistent kernel walks tiles through tensor descriptors; else a kernel
+of one tile a program reads by pointers, whatever the strides. Both take either operand with either
+of its dimensions contiguous. A contraction with too few tiles to fill the device is split, its
+partial sums added in a fixed order by splits.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tlazy_kernels.activations import activate
+from tlazy_kernels.configs import Split, TileConfig, split_contraction
+from tlazy_kernels.launch import Buffer, Plan, Step, metadata
+from tlazy_kernels.splits import PLAIN, Epilogue, sum_step
+from tlazy_kernels.targets import Target
+
+
+def _matmul_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    touched = ["a_ptr", "b_ptr", "out_ptr"]
+    touched += ["bias_ptr"] * args["HAS_BIAS"]
+    touched += ["preactivation_ptr"] * args["SAVE_PREACTIVATION"]
+    M, N, K = (args[size] for size in "MNK")
+    return metadata(f"{kernel.name} [M={M} N={N} K={K}]", 2 * M * N * K, args, *touched)
+
+
+@triton.jit
+def _tile_position(index, row_blocks, column_blocks, GROUP: tl.constexpr):
+    """Row and column block of a tile. Tiles that run together share rows of A and columns of B:
+    they go down groups of GROUP row blocks, so that what they read stays in the L2 cache."""
+    group_size = GROUP * column_blocks
+    first = index // group_size * GROUP
+    rows = tl.minimum(row_blocks - first, GROUP)
+    within = index % group_size
+    return first + within % rows, within // rows
+
+
+@triton.jit
+def _described(
+    ptr, rows, columns, stride, TRANSPOSED: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
+    """Descriptor of a matrix (rows, columns) in tiles R x C; TRANSPOSED has its columns apart."""
+    if TRANSPOSED:
+        return tl.make_tensor_descriptor(ptr, [columns, rows], [stride, 1], [C, R])
+    return tl.make_tensor_descriptor(ptr, [rows, columns], [stride, 1], [R, C])
+
+
+@triton.jit
+def _load_tile(matrix, row, column, TRANSPOSED: tl.constexpr):
+    if TRANSPOSED:
+        return matrix.load([column, row]).T
+    return matrix.load([row, column])
+
+
+@triton.jit(launch_metadata=_matmul_metadata)
+def _matmul_descriptor_kernel(
+    a_ptr,  # shape (M, K), one dimension contiguous
+    b_ptr,  # shape (K, N), one dimension contiguous
+    bias_ptr,  # shape (N,); unread unless HAS_BIAS
+    out_ptr,  # act(A @ B + bias), shape (M, N); or partial sums, shape (splits, M rounded up, N)
+    preactivation_ptr,  # A @ B + bias, shape (M, N); unwritten unless SAVE_PREACTIVATION
+    M,
+    N,
+    K,
+    splits,
+    k_per_split,  # a multiple of BLOCK_K
+    stride_a,  # of the dimension that is not contiguous
+    stride_b,
+    stride_bias,
+    programs,
+    A_TRANSPOSED: tl.constexpr,
+    B_TRANSPOSED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_PREACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPECIALIZED: tl.constexpr,
+    SUBTILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    a_matrix = _described(a_ptr, M, K, stride_a, A_TRANSPOSED, BLOCK_M, BLOCK_K)
+    b_matrix = _described(b_ptr, K, N, stride_b, B_TRANSPOSED, BLOCK_K, BLOCK_N)
+    part: tl.constexpr = BLOCK_N // SUBTILES
+    row_blocks = tl.cdiv(M, BLOCK_M)
+    out_rows = M if splits == 1 else splits * row_blocks * BLOCK_M
+    out = _described(out_ptr, out_rows, N, N, False, BLOCK_M, part)
+    if SAVE_PREACTIVATION:
+        preactivation = _described(preactivation_ptr, M, N, N, False, BLOCK_M, part)
+    column_blocks = tl.cdiv(N, BLOCK_N)
+    tiles = row_blocks * column_blocks
+    for index in tl.range(
+        tl.program_id(0),
+        tiles * splits,
+        programs,
+        flatten=not SPECIALIZED,
+        warp_specialize=SPECIALIZED,
+    ):
+        split = index // tiles
+        row_block, column_block = _tile_position(index % tiles, row_blocks, column_blocks, 8)
+        row = row_block * BLOCK_M
+        column = column_block * BLOCK_N
+        first = split * k_per_split
+        last = tl.minimum(first + k_per_split, K)
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for k in range(first, last, BLOCK_K):
+            a = _load_tile(a_matrix, row, k, A_TRANSPOSED)
+            b = _load_tile(b_matrix, k, column, B_TRANSPOSED)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        if SUBTILES == 1:
+            parts = (acc,)
+        else:
+            halves = tl.permute(tl.reshape(acc, (BLOCK_M, 2, part)), (0, 2, 1))
+            parts = tl.split(halves)
+        for i in tl.static_range(SUBTILES):
+            z = parts[i]
+            start = column + i * part
+            if HAS_BIAS:
+                n = start + tl.arange(0, part)
+                bias = tl.load(bias_ptr + n * stride_bias, mask=n < N, other=0.0)
+                z += bias.to(tl.float32)[None, :]
+            if SAVE_PREACTIVATION:
+                kept = z.to(preactivation_ptr.dtype.element_ty)
+                preactivation.store([row, start], kept)
+            y = activate(z, ACTIVATION).to(out_ptr.dtype.element_ty)
+            out.store([split * row_blocks * BLOCK_M + row, start], y)
+
+
+@triton.jit(launch_metadata=_matmul_metadata)
+def _matmul_pointer_kernel(
+    a_ptr,  # shape (M, K)
+    b_ptr,  # shape (K, N)
+    bias_ptr,  # shape (N,); unread unless HAS_BIAS
+    out_ptr,  # act(A @ B + bias), shape (M, N); or partial sums, shape (splits, M rounded up, N)
+    preactivation_ptr,  # A @ B + bias, shape (M, N); unwritten unless SAVE_PREACTIVATION
+    M,
+    N,
+    K,
+    k_per_split,
+    stride_am,
+    stride_ak,
+    stride_bk,
+    stride_bn,
+    stride_bias,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_PREACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    row_blocks = tl.cdiv(M, BLOCK_M)
+    row_block, column_block = _tile_position(tl.program_id(0), row_blocks, tl.cdiv(N, BLOCK_N), 8)
+    split = tl.program_id(1).to(tl.int64)
+    m = row_block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = column_block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = split * k_per_split
+    last = tl.minimum(first + k_per_split, K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(first, last, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K).to(tl.int64)
+        a = tl.load(
+            a_ptr + m[:, None] * stride_am + k[None, :] * stride_ak,
+            mask=(m < M)[:, None] & (k < last)[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            b_ptr + k[:, None] * stride_bk + n[None, :] * stride_bn,
+            mask=(k < last)[:, None] & (n < N)[None, :],
+            other=0.0,
+        )
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + n * stride_bias, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    target = m[:, None] * N + n[None, :]
+    mask = (m < M)[:, None] & (n < N)[None, :]
+    if SAVE_PREACTIVATION:
+        tl.store(preactivation_ptr + target, acc.to(preactivation_ptr.dtype.element_ty), mask=mask)
+    y = activate(acc, ACTIVATION).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + split * row_blocks * BLOCK_M * N + target, y, mask=mask)
+
+
+class Operand(NamedTuple):
+    """A matrix among a call's inputs, as it lies in memory.
+
+    Attributes:
+        position: of its tensor among the inputs.
+        shape, strides: in elements.
+        itemsize: bytes of an element.
+        aligned: whether its first element lies at a multiple of 16 bytes.
+    """
+
+    position: int
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+    itemsize: int
+    aligned: bool
+
+    @classmethod
+    def of(cls, position: int, x: Tensor) -> Operand:
+        return cls(position, x.shape, x.stride(), x.element_size(), x.data_ptr() % 16 == 0)  # type: ignore[arg-type]
+
+    @property
+    def t(self) -> Operand:
+        return self._replace(shape=self.shape[::-1], strides=self.strides[::-1])
+
+    def described(self) -> tuple[int, bool] | None:
+        """(stride of the far dimension, whether that is the columns'), as a tensor descriptor can
+        have them: contiguous near elements, and all else in multiples of 16 bytes. None if not."""
+        for matrix, transposed in ((self, False), (self.t, True)):
+            (count, length), (far, near) = matrix.shape, matrix.strides
+            if count == 1:  # its stride is never taken
+                far = -(-length * self.itemsize // 16) * 16 // self.itemsize
+            if (
+                self.aligned
+                and (near == 1 or length == 1)
+                and far >= length > 0
+                and far * self.itemsize % 16 == 0
+                and max(self.shape) < 2**31
+            ):
+                return far, transposed
+        return None
+
+
+def plan_product(
+    target: Target,
+    a: Operand,
+    b: Operand,
+    dtype: torch.dtype,
+    precision: str,
+    inputs: int,
+    epilogue: Epilogue = PLAIN,
+    config: TileConfig | None = None,
+) -> Plan:
+    """The plan of ``act(a @ b + bias)``, for matrices of one `dtype` among so many `inputs`.
+
+    Its outputs are the (M, N) product, and the preactivation or None.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    y = Buffer((m, n), dtype)
+    buffers = (y, y) if epilogue.save_preactivation else (y,)
+    outputs = (0, 1 if epilogue.save_preactivation else None)
+    if m * n == 0:
+        return Plan(buffers, (), outputs)
+    split = split_contraction(m, n, k, dtype.itemsize, precision, target, config)
+    first, last = inputs, inputs + len(buffers) - 1
+    if split.parts == 1:
+        return Plan(
+            buffers, (_product(target, a, b, split, precision, first, last, epilogue),), outputs
+        )
+    rows = -(-m // split.config.rows) * split.config.rows
+    partial = Buffer((split.parts, rows, n), torch.float32)
+    steps = (
+        _product(target, a, b, split, precision, last + 1, last + 1, PLAIN),
+        sum_step(partial, (m, n), last + 1, first, last, epilogue),
+    )
+    return Plan((*buffers, partial), steps, outputs)
+
+
+def _product(
+    target: Target,
+    a: Operand,
+    b: Operand,
+    split: Split,
+    precision: str,
+    out: int,
+    preactivation: int,
+    epilogue: Epilogue,
+) -> Step:
+    """The launch that writes the product, or its partial sums, to the tensor `out`."""
+    (m, k), n = a.shape, b.shape[1]
+    config = split.config
+    row_blocks, column_blocks = -(-m // config.rows), -(-n // config.cols)
+    tiles = row_blocks * column_blocks
+    bias = a.position if epilogue.bias is None else epilogue.bias
+    tensors = (a.position, b.position, bias, out, preactivation)
+    constants: dict[str, Any] = {
+        "ACTIVATION": epilogue.activation,
+        "HAS_BIAS": epilogue.bias is not None,
+        "SAVE_PREACTIVATION": epilogue.save_preactivation,
+        "PRECISION": precision,
+    }
+    blocks = {"BLOCK_M": config.rows, "BLOCK_N": config.cols, "BLOCK_K": config.depth}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    a_far, b_far = a.described(), b.described()
+    if a_far is None or b_far is None or n * a.itemsize % 16 or tiles * split.parts >= 2**31:
+        scalars = (m, n, k, split.depth, *a.strides, *b.strides, epilogue.bias_stride)
+        grid = (tiles, split.parts)
+        return Step(
+            _matmul_pointer_kernel, grid, tensors, scalars, {**constants, **blocks}, **options
+        )
+    programs = min(tiles * split.parts, target.processors * config.programs(a.itemsize, target))
+    scalars = (
+        m,
+        n,
+        k,
+        split.parts,
+        split.depth,
+        a_far[0],
+        b_far[0],
+        epilogue.bias_stride,
+        programs,
+    )
+    constants = {
+        "A_TRANSPOSED": a_far[1],
+        "B_TRANSPOSED": b_far[1],
+        **constants,
+        "SPECIALIZED": config.specialized,
+        "SUBTILES": 2 if config.cols >= 128 else 1,
+        **blocks,
+    }
+    return Step(_matmul_descriptor_kernel, (programs,), tensors, scalars, constants, **options)
