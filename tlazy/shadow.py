@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_HOOKS = ("_initialize_hook", "_first_call_hook", "_result_hook")
+_HOOKS = ("_initialize_hook", "_result_hook")
 _HOOK_TABLES = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",

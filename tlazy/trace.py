@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from math import prod
 from typing import Any
@@ -31,8 +31,16 @@ from tlazy.isolation import no_modes, same_randomness_after
 from tlazy.nn import container
 from tlazy.nn.lazy import arm
 from tlazy.nn.placeholder import blank
-from tlazy.nn.staging import Staging, Undo, is_pending, make_lazy_again, pending_modules
+from tlazy.nn.staging import (
+    Staging,
+    Undo,
+    is_pending,
+    make_lazy_again,
+    materializing,
+    pending_modules,
+)
 from tlazy.shadow import Shadow
+from tlazy.structure import refuse_changed, structure
 
 _UNTRACEABLE = (
     DataDependentOutputException,
@@ -117,6 +125,11 @@ class _LazyCall:
     args: tuple[Any, ...]  # meta tensors for tensors
     kwargs: dict[str, Any]
 
+    @property
+    def seed(self) -> int | None:
+        """Drawn by its constructor, or when it came into a tlazy tree."""
+        return self.module.__dict__.get("_seed")
+
 
 class Trace:
     """What one call of a model would do, and the plan for the parameters that it still lacks.
@@ -143,6 +156,7 @@ class Trace:
         self.rows = rows
         self.output = output
         self._calls = calls
+        self._structure = structure(model)
         reached = {id(call.module) for call in calls}
         self.unvisited = [
             path for path, module in pending_modules(model).items() if id(module) not in reached
@@ -176,7 +190,9 @@ class Trace:
     ) -> None:
         """Create the parameters of every lazy module that the trace reached, all or nothing.
 
-        Parameters that exist already are left alone, except by `checkpoint`, which fills all.
+        Parameters that exist already are left alone, except by `checkpoint`, which fills all. A
+        plan serves once, and for the model as it was traced: ``tlazy.initialize`` and
+        ``tlazy.load`` give new values afterwards.
 
         Args:
             seed: key each layer's values by (seed, path) instead of the seed that it drew when it
@@ -187,11 +203,12 @@ class Trace:
 
         Raises:
             ValueError: for `checkpoint` together with `seed` or `init`.
+            RuntimeError: where the model is no longer what was traced; says what has changed.
             RuntimeError, OSError, safetensors.SafetensorError: as :func:`tlazy.load`.
         """
         if checkpoint is not None and (seed is not None or init is not None):
             raise ValueError("a checkpoint leaves nothing to seed or init: give one or the other")
-        with same_randomness_after(only_on_failure=True):
+        with materializing, same_randomness_after(only_on_failure=True):
             staging = self._stage(seed, init, device, dtype, initialize=checkpoint is None)
             if checkpoint is None:
                 staging.commit(self.model)
@@ -200,7 +217,7 @@ class Trace:
 
     def commit(self) -> Undo:
         """:meth:`materialize`; returns a function that takes it back, for use right away."""
-        with same_randomness_after(only_on_failure=True):
+        with materializing, same_randomness_after(only_on_failure=True):
             return self._stage().commit(self.model)
 
     def _stage(
@@ -211,19 +228,20 @@ class Trace:
         dtype: torch.dtype | None = None,
         initialize: bool = True,
     ) -> Staging:
+        refuse_changed(self.model, self._structure)
         staging = Staging(device, dtype)
+        # A layer of torch's that a list got unseen has drawn no seed. What is drawn now must not
+        # come from the global generator, in the middle of a forward: a neighbour has a seed.
+        spare = next((call.seed for call in self._calls if call.seed is not None), None)
         for call in self._calls:
-            if is_pending(call.module):
-                key = None if seed is None else initialization.keyed_seed(seed, call.path)
-                with _naming(call.path, call.module):
-                    staging.add(
-                        call.module,
-                        call.args,
-                        call.kwargs,
-                        initialize=initialize,
-                        seed=key,
-                        init=init,
-                    )
+            if not is_pending(call.module):  # it is in the model unregistered
+                raise RuntimeError(f"{call.path} is no longer lazy: its plan can serve only once")
+            base = seed if seed is not None else spare if call.seed is None else None
+            key = call.seed if base is None else initialization.keyed_seed(base, call.path)
+            with _naming(call.path, call.module):
+                staging.add(
+                    call.module, call.args, call.kwargs, initialize=initialize, seed=key, init=init
+                )
         return staging
 
     def __str__(self) -> str:
@@ -411,7 +429,7 @@ class _Tracer:
         if isinstance(value, (Tensor, Spec)):
             device = self.home if value.device.type == "meta" else value.device
             with self.mode:
-                empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+                empty = torch.empty(_known(value.shape), dtype=value.dtype, device=device)
             if isinstance(value, Parameter):
                 return Parameter(empty, value.requires_grad)
             return empty.requires_grad_(getattr(value, "requires_grad", False))
@@ -614,6 +632,11 @@ def _home_device(model: torch.nn.Module, inputs: Any) -> torch.device:
     tensors += [*model.parameters(), *model.buffers()]
     elsewhere = (t.device for t in tensors if t.device.type != "meta")
     return next(elsewhere, torch.device("cpu"))
+
+
+def _known(shape: Iterable[Any]) -> list[int]:
+    """Sizes as they are in the call at hand, where a compiler has symbols for them."""
+    return [size.node.hint if isinstance(size, torch.SymInt) else size for size in shape]
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

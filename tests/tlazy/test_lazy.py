@@ -427,6 +427,14 @@ def test_a_layer_added_after_construction_is_found():
     assert hooks_of(net) == []
 
 
+def test_a_layer_for_a_list_that_has_left_the_tree_arms_nothing():
+    net = nn.Module()
+    net.layers = layers = torch.nn.ModuleList()
+    del net.layers
+    layers.append(nn.LazyLinear(4))
+    assert hooks_of(net) == []
+
+
 def test_a_model_without_lazy_layers_never_gets_a_hook():
     net = nn.Sequential(nn.Linear(3, 4), torch.nn.Sequential(nn.Linear(4, 2)))
     assert hooks_of(net) == []
@@ -442,11 +450,22 @@ def test_the_materialized_network_compiles_and_exports():
     torch.testing.assert_close(exported(x), expected)
 
 
-def test_compiling_a_lazy_network_runs_its_first_call_outside_of_the_graph():
-    net = nn.Sequential(nn.LazyLinear(4))
-    compiled = torch.compile(net, backend="eager")
-    assert compiled(torch.ones(2, 3)).shape == (2, 4)
+@pytest.mark.parametrize("lib", [nn, torch.nn])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiling_a_lazy_network_materializes_it_before_the_graph(lib, dynamic):
+    torch._dynamo.reset()
+    net = lib.Sequential(nn.LazyLinear(4), lib.Sequential(nn.LazyLinear(2)))
+    compiled = torch.compile(net, backend="eager", fullgraph=True, dynamic=dynamic)
+    x = torch.ones(2, 3)
+    assert torch.equal(compiled(x), net(x))
     assert net[0].in_features == 3
+    assert hooks_of(net) == []
+
+
+def test_a_lazy_layer_in_a_tree_of_torchs_exports_strictly():
+    net = torch.nn.Sequential(nn.LazyLinear(4))
+    x = torch.ones(2, 3)
+    assert torch.equal(torch.export.export(net, (x,), strict=True).module()(x), net(x))
 
 
 def test_using_a_placeholder_names_the_way_out():

@@ -15,6 +15,7 @@ import textwrap
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.utils.checkpoint import checkpoint
 
@@ -70,6 +71,58 @@ def test_row_01_the_first_call_materializes_the_whole_tree(lib):
     net[0].register_forward_hook(look)
     net(X)
     assert waiting[-1] == 0
+
+
+def grown(lib):
+    """A model whose list and whose inner Sequential got their layers after its constructor."""
+
+    class Grows(lib.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList()
+            self.head = lib.Sequential()
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return self.head(x)
+
+    net = Grows()
+    net.layers.append(torch.nn.LazyLinear(6))
+    net.layers.extend([torch.nn.Dropout(0.5), lib.LazyLinear(4)])
+    net.head.append(lib.LazyLinear(2))
+    net.head.insert(0, torch.nn.LazyBatchNorm1d())
+    return net
+
+
+@unlike_torch
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("duplicate", [lambda net: net, copy.deepcopy])
+def test_row_01_layers_that_a_list_got_later_belong_to_the_tree(lib, called, duplicate):
+    net, waiting = duplicate(grown(lib)), []
+    if called:
+        net(X)
+        net.layers.extend([lib.LazyLinear(5), torch.nn.LazyLinear(4)])
+
+    def look(module, args, out):
+        if type(out) is torch.Tensor:
+            waiting.append(sum(map(is_lazy, net.parameters())))
+
+    net.layers[0].register_forward_hook(look)
+    assert net(X).shape == (5, 2)
+    assert waiting == [0]
+    assert not any(m._forward_pre_hooks for m in net.modules())
+
+
+@unlike_torch
+def test_row_03_layers_that_a_list_got_later_stay_lazy_together(lib):
+    net = grown(lib)
+    net(X)
+    net.layers.extend([lib.LazyLinear(5), torch.nn.LazyLinear(4), torch.nn.Linear(9, 4)])
+    before = snapshot(net)
+    with pytest.raises(RuntimeError, match=r"9, 4|9x4"):
+        net(X)
+    assert snapshot(net) == before
 
 
 def shapes_only(lib, net, *shape):
@@ -197,6 +250,19 @@ def test_row_05_activation_checkpointing_gives_the_gradients_of_a_warm_run(lib, 
         gradients.append(net[0].weight.grad)
         torch.testing.assert_close(net[0].weight.grad, expected)
     torch.testing.assert_close(*gradients)
+
+
+@unlike_torch
+def test_row_05_layers_that_a_list_got_later_do_not_shift_dropout(lib):
+    net = grown(lib)
+    if lib is tlazy.nn:
+        net.layers.insert(0, torch.nn.LazyLinear(3))  # torch tells nobody
+    torch.manual_seed(1)
+    checkpoint(net, X, use_reentrant=False).square().sum().backward()
+    net.head[0].reset_running_stats()
+    torch.manual_seed(1)
+    expected = torch.autograd.grad(net(X).square().sum(), net.layers[0].weight)[0]
+    torch.testing.assert_close(net.layers[0].weight.grad, expected)
 
 
 @unlike_torch
@@ -578,25 +644,83 @@ def test_row_19_a_first_call_with_the_wrong_channels_changes_nothing(lib):
     assert snapshot(layer) == before
 
 
-@unlike_torch
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda p: p.shape,
-        lambda p: p.numel(),
-        lambda p: p + 1,
-        lambda p: torch.nn.init.ones_(p),
-        lambda p: p.ndim,
-        lambda p: p.share_memory_(),
-        lambda p: torch.nn.utils.parameters_to_vector([p]),
-    ],
-)
-def test_row_20_errors_name_the_path_and_the_next_step(lib, use):
+USES = {
+    "shape": lambda p: p.shape,
+    "size": lambda p: p.size(),
+    "numel": lambda p: p.numel(),
+    "nbytes": lambda p: p.nbytes,
+    "ndim": lambda p: p.ndim,
+    "transpose": lambda p: p.mT,
+    "add": lambda p: p + 1,
+    "stack": lambda p: torch.stack([p, p]),
+    "initializer": lambda p: torch.nn.init.ones_(p),
+    "share_memory_": lambda p: p.share_memory_(),
+    "parameters_to_vector": lambda p: torch.nn.utils.parameters_to_vector([p]),
+}
+WAY_OUT = r"call tlazy\.materialize\(model, example_input\)"
+
+
+def nested(lib):
     net = lib.Sequential()
     net.encoder = lib.Sequential(lib.LazyLinear(4))
-    way_out = r"encoder\.0\.weight: call tlazy\.materialize\(model, example_input\)"
-    with pytest.raises((RuntimeError, ValueError), match=way_out):
+    return net
+
+
+@unlike_torch
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_row_20_errors_name_the_path_and_the_next_step(lib, use):
+    net = nested(lib)
+    before = snapshot(net)
+    with pytest.raises((RuntimeError, ValueError), match=rf"encoder\.0\.weight: {WAY_OUT}"):
         use(net.encoder[0].weight)
+    assert snapshot(net) == before
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS = {
+    "DDP": lambda net: torch.nn.parallel.DistributedDataParallel(net),
+    "export": lambda net: torch.export.export(net, (X,)),
+    "jit.trace": lambda net: torch.jit.trace(net, X),
+    "jit.script": lambda net: torch.jit.script(net),
+    "fx": lambda net: torch.fx.symbolic_trace(torch.nn.Sequential(net.encoder)),
+    "onnx": lambda net: torch.onnx.export(net, (X,), io.BytesIO(), dynamo=False),
+}
+
+
+@unlike_torch
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_row_20_what_wraps_a_model_is_told_the_path_and_the_next_step(lib, wrap, one_process):
+    net = nested(lib)
+    before = snapshot(net)
+    with pytest.raises((RuntimeError, ValueError), match=rf"0\.weight.*: {WAY_OUT}"):
+        wrap(net)
+    assert snapshot(net) == before
+    assert net(X).shape == (5, 4)
+
+
+@unlike_torch
+def test_row_20_fully_shard_tells_the_path_and_the_next_step(lib, one_process):
+    net = nested(lib)
+    with pytest.raises(RuntimeError, match=rf"encoder\.0\.weight: {WAY_OUT}"):
+        fully_shard(net)  # which has begun to change the model by then
+    assert all(map(is_lazy, net.parameters()))
+
+
+def test_row_20_strict_export_of_a_waiting_tree_names_the_next_step():
+    net = nested(nn)
+    before = snapshot(net)
+    with pytest.raises(RuntimeError, match=WAY_OUT):
+        torch.export.export(net, (X,), strict=True)
+    assert snapshot(net) == before
 
 
 def test_row_20_labels_are_gone_once_shapes_are_known():

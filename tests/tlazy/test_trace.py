@@ -218,11 +218,66 @@ def test_an_error_in_the_forward_names_the_module_and_keeps_its_type():
 
 def test_materialize_works_on_anyones_tree():
     net = torch.nn.Sequential(*mixed())
-    plan = tlazy.materialize(net, IMAGE)
+    tlazy.materialize(net, IMAGE)
     assert net(torch.randn(2, 3, 6, 6)).shape == (2, 2)
     assert net[0].in_channels == 3
     assert not any(module._forward_pre_hooks for module in net.modules())
-    plan.materialize()  # nothing is left to do
+    tlazy.materialize(net, IMAGE)  # nothing is left to do
+
+
+CHANGES = {
+    "materialized": (
+        lambda net: net(torch.ones(2, 3)),
+        r"0 has become a Linear, from a LazyLinear",
+    ),
+    "replaced": (lambda net: net.__setitem__(0, nn.LazyLinear(4)), "0 has become another LazyLin"),
+    "added": (lambda net: net.append(nn.LazyLinear(5)), "3 has been added"),
+    "removed": (lambda net: net.pop(2), "2 has been removed"),
+    "a setting": (lambda net: setattr(net[0], "out_features", 9), "out_features from 4 to 9"),
+    "a shape": (
+        lambda net: setattr(net[1], "weight", torch.nn.Parameter(torch.ones(5, 4))),
+        r"1 has changed the shape of its weight from \(4, 4\) to \(5, 4\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES.values(), ids=CHANGES)
+def test_a_plan_whose_model_has_changed_is_refused_and_changes_nothing(change, words):
+    net = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4), nn.LazyLinear(2))
+    plan = tlazy.trace(net, tlazy.Spec(2, 3))
+    change(net)
+    before = snapshot(net)
+    for arguments in ({}, {"seed": 1}, {"device": "meta"}, {"checkpoint": "nowhere"}):
+        with pytest.raises(RuntimeError, match=rf"{words}.*call tlazy\.trace\(model"):
+            plan.materialize(**arguments)
+    assert snapshot(net) == before
+
+
+def test_modes_types_and_values_may_change_between_a_trace_and_its_plan():
+    net = nn.Sequential(nn.LazyLinear(4), torch.nn.BatchNorm1d(4), nn.LazyLinear(2))
+    plan = tlazy.trace(net, tlazy.Spec(2, 3))
+    net.eval().double()
+    net[1].weight.data.zero_()
+    plan.materialize()
+    assert {p.dtype for p in net.parameters()} == {torch.float64}
+
+
+def test_a_plan_serves_once():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [nn.LazyLinear(3)]  # not in the tree
+
+        def forward(self, x):
+            return self.layers[0](x)
+
+    for net in (nn.LazyLinear(3), Hidden()):
+        plan = tlazy.trace(net, tlazy.Spec(2, 3))
+        plan.materialize(seed=0)
+        before = snapshot(net)
+        with pytest.raises(RuntimeError, match=r"since the trace|serve only once"):
+            plan.materialize(seed=1)
+        assert snapshot(net) == before
 
 
 def test_a_failed_materialize_of_anyones_tree_changes_nothing():

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tlazy.nn import lazy
+from tlazy.nn.refusal import RefusesWhileLazy
+from tlazy.nn.staging import pending_modules
 from tlazy.nn.state_dict import load_all_or_nothing, stage_state_dict
 
 
-class Module(torch.nn.Module):
+class Module(RefusesWhileLazy, torch.nn.Module):
     """``torch.nn.Module`` whose first call traces it and materializes every lazy layer in it.
 
     The first call runs ``forward`` on shapes alone, creates all parameters in one step, and then
@@ -34,20 +39,14 @@ class Module(torch.nn.Module):
     Linear(in_features=7, out_features=16, bias=True, activation='relu')
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls):
-            cls.__init__ = _arming(cls.__init__)  # type: ignore[method-assign]
+    def _infer_parameters(self, module: Any, args: Any, kwargs: Any = None) -> None:
+        lazy.materialize_for_good(module, args, kwargs)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if isinstance(value, torch.nn.Module):
-            lazy.arm(self, value, name)
-
-    def add_module(self, name: str, module: torch.nn.Module | None) -> None:
-        super().add_module(name, module)
-        if module is not None:
-            lazy.arm(self, module, name)
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        for part in self.modules():
+            if part is not self:
+                _roots.setdefault(part, weakref.WeakSet()).add(self)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -77,13 +76,37 @@ class Sequential(torch.nn.Sequential, Module):
     80
     """
 
+    def insert(self, index: int, module: torch.nn.Module) -> Any:
+        super().insert(index, module)  # which registers nothing
+        _arm(_roots_above(self), self, self)
+        return self
 
-def _arming(initializer: Callable[..., None]) -> Callable[..., None]:
-    """Look for lazy layers when a constructor is done: lists may have been filled in it."""
 
-    @functools.wraps(initializer)
-    def __init__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        initializer(self, *args, **kwargs)
-        lazy.arm(self, self)
+# The Modules above a module: a list inside of one may get its layers long after the constructor.
+_roots = WeakIdKeyDictionary()
 
-    return __init__
+
+@register_module_module_registration_hook
+def _registered(parent: torch.nn.Module, name: str, child: Any) -> None:
+    """Let the Modules above `parent` wait for their first call where `child` holds a lazy layer."""
+    roots = _roots_above(parent)
+    if roots and isinstance(child, torch.nn.Module):
+        for part in child.modules():
+            _roots.setdefault(part, weakref.WeakSet()).update(roots)
+        _arm(roots, parent, child, name)
+
+
+def _roots_above(module: torch.nn.Module) -> list[Module]:
+    above = list(_roots.get(module, ()))
+    return [*above, module] if isinstance(module, Module) else above
+
+
+def _arm(
+    roots: list[Module], parent: torch.nn.Module, part: torch.nn.Module, name: str = ""
+) -> None:
+    """Arm those of `roots` that (still) hold `parent`, whose child at `name` is `part`."""
+    if pending_modules(part):
+        for root in roots:
+            path = next((path for path, m in root.named_modules() if m is parent), None)
+            if path is not None:
+                lazy.arm(root, part, ".".join(filter(None, (path, name))))

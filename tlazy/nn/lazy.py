@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from tlazy import init
 from tlazy.isolation import plain_torch
 from tlazy.nn import staging
 from tlazy.nn.placeholder import UninitializedBuffer, UninitializedParameter, adopt
+from tlazy.nn.refusal import WAY_OUT, RefusesWhileLazy, refuse_recording
 from tlazy.nn.staging import is_pending, materializing, pending_modules, swapped, trials
 from tlazy.nn.state_dict import load_all_or_nothing, stage_state_dict
 
 __all__ = ["LazyModuleMixin", "UninitializedBuffer", "UninitializedParameter"]
 
 
-class LazyModuleMixin(torch.nn.modules.lazy.LazyModuleMixin):
+class LazyModuleMixin(RefusesWhileLazy, torch.nn.modules.lazy.LazyModuleMixin):
     """``torch.nn.modules.lazy.LazyModuleMixin`` that changes the module only when all went well.
 
     A subclass gives ``cls_to_become`` and ``initialize_parameters(*args, **kwargs)``, as for
@@ -33,10 +34,11 @@ class LazyModuleMixin(torch.nn.modules.lazy.LazyModuleMixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[misc]
-        self._wait_for_result()
+        self.__dict__.pop("_initialize_hook").remove()  # torch's, which changes the module at once
+        self._wait_for_call()
 
-    def _wait_for_result(self) -> None:
-        _wait_for_result(self)  # type: ignore[arg-type]
+    def _wait_for_call(self) -> None:
+        wait_for_call(self)
 
     def add_placeholders(self, bias: bool, device: Any, dtype: torch.dtype | None) -> None:
         """Set ``weight`` and ``bias`` to placeholders and draw the seed of their values."""
@@ -82,7 +84,7 @@ class LazyModuleMixin(torch.nn.modules.lazy.LazyModuleMixin):
             init.fan_in_uniform_(self.weight, self.bias, seed=seed)
 
     def _infer_parameters(self, module: Any, args: Any, kwargs: Any = None) -> None:
-        first_call(module, args, kwargs or {})
+        materialize_for_good(module, args, kwargs)
 
     def _load_from_state_dict(
         self,
@@ -118,18 +120,17 @@ def arm(root: torch.nn.Module, part: torch.nn.Module, prefix: str = "") -> None:
     for path, module in modules.items():
         if is_pending(module):
             _adopt_placeholders(module, path)
-    if "_first_call_hook" not in root.__dict__:
-        root._first_call_hook = root.register_forward_pre_hook(  # type: ignore[assignment]
+    wait_for_call(root)
+
+
+def wait_for_call(module: Any) -> None:
+    """Hook the beginning and the end of the next call of `module`."""
+    if "_initialize_hook" not in module.__dict__:
+        module._initialize_hook = module.register_forward_pre_hook(
             first_call, prepend=True, with_kwargs=True
         )
-        _wait_for_result(root)
-
-
-def _wait_for_result(module: torch.nn.Module) -> None:
     if "_result_hook" not in module.__dict__:
-        module._result_hook = module.register_forward_hook(  # type: ignore[assignment]
-            end_of_first_call, always_call=True
-        )
+        module._result_hook = module.register_forward_hook(end_of_first_call, always_call=True)
 
 
 def _adopt_placeholders(module: torch.nn.Module, path: str) -> None:
@@ -147,7 +148,32 @@ def _adopt_placeholders(module: torch.nn.Module, path: str) -> None:
         module.__dict__["_seed"] = init.draw_seed()
 
 
-@torch._disable_dynamo  # under torch.compile the first call runs outside of the graph
+def _outside_of_graphs(function: Callable[..., None]) -> Any:
+    """Let `function` run uncompiled under torch.compile; where that cannot be, say what to do."""
+    skipped: Any = torch._disable_dynamo(function)
+    skipped._torchdynamo_disable = True
+    skipped._torchdynamo_disable_msg = f"the first call of a lazy model materializes it: {WAY_OUT}"
+    return skipped
+
+
+@_outside_of_graphs
+def materialize_for_good(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
+    """Trace `module` on its first input and materialize everything below it, before a call.
+
+    torch.compile asks a lazy module for this, under the name ``_infer_parameters``, before it
+    traces the call itself; what is made here stays, whatever comes of the call.
+    """
+    from tlazy.trace import trace  # it builds on this module
+
+    with materializing:
+        pending = pending_modules(module)
+        if not pending:
+            staging.stop_waiting(module)
+        elif not _is_functional(pending):
+            trace(module, *args, **(kwargs or {})).commit()
+
+
+@_outside_of_graphs
 def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
     """Forward pre-hook: trace `module` on its first input and materialize everything below it.
 
@@ -165,6 +191,7 @@ def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
             return
         if _is_functional(pending):
             return
+        refuse_recording(module, (args, kwargs))
         plan = trace(module, *args, **(kwargs or {}))
         restore_buffers = _keep_buffers(module)
         trials[module] = staging.Trial(None, threading.get_ident(), sys.exc_info()[1])
@@ -216,7 +243,7 @@ def _is_functional(pending: Mapping[str, torch.nn.Module]) -> bool:
     return any(map(swapped, pending.values())) and not any(map(is_lazy, tensors))
 
 
-@torch._disable_dynamo
+@_outside_of_graphs
 def end_of_first_call(module: torch.nn.Module, args: Any, output: Any) -> None:
     """Forward hook, called after an error too: take the materialization back if there was one."""
     with materializing:

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from tlazy.nn.refusal import WAY_OUT
 
 # torch's stubs leave it out.
 _TorchPlaceholder: Any = torch.nn.parameter.UninitializedTensorMixin  # type: ignore[attr-defined]
@@ -75,33 +78,32 @@ class _Placeholder(_TorchPlaceholder):
         try:
             return super().__torch_function__(func, types, args, kwargs)
         except ValueError as error:
-            first = next((a for a in args if isinstance(a, _Placeholder)), None)
+            leaves = tree_leaves((args, kwargs))
+            first = next((leaf for leaf in leaves if isinstance(leaf, _Placeholder)), None)
             name = getattr(func, "__name__", func)
             raise ValueError(f"{_no_shape(first)}; {name} needs one") from error
 
     def share_memory_(self) -> Any:
         raise RuntimeError(_no_shape(self, "share memory on"))
 
-    @property
-    def shape(self) -> Any:
+    def size(self, dim: int | None = None) -> Any:
         raise RuntimeError(_no_shape(self))
 
-    @property
-    def ndim(self) -> Any:
+    def _refused(self) -> Any:
         raise RuntimeError(_no_shape(self))
+
+    shape = ndim = nbytes = T = mT = H = mH = property(_refused)
 
 
 def _no_shape(placeholder: Any, doing: str = "take the shape of") -> str:
     label = "" if placeholder is None else placeholder.__dict__.get("label", "")
     return (
         f"cannot {doing} an uninitialized parameter or buffer of a lazy module"
-        f"{label and f', {label}'}: call tlazy.materialize(model, example_input) first"
+        f"{label and f', {label}'}: {WAY_OUT}"
     )
 
 
-class UninitializedParameter(  # type: ignore[override]
-    _Placeholder, torch.nn.parameter.UninitializedParameter
-):
+class UninitializedParameter(_Placeholder, torch.nn.parameter.UninitializedParameter):
     """A parameter whose shape is not known yet."""
 
     def __new__(
@@ -112,9 +114,7 @@ class UninitializedParameter(  # type: ignore[override]
         return self
 
 
-class UninitializedBuffer(  # type: ignore[override]
-    _Placeholder, torch.nn.parameter.UninitializedBuffer
-):
+class UninitializedBuffer(_Placeholder, torch.nn.parameter.UninitializedBuffer):
     """A buffer whose shape is not known yet."""
 
     def __new__(

@@ -184,7 +184,7 @@ class Staging:
                     restorers.append(_snapshot(module))
                     _become(module, twin)
                 for container in reversed(list(root.modules())):
-                    if "_first_call_hook" in container.__dict__:
+                    if _is_waiting_root(container):
                         restorers.append(_snapshot(container, only_hooks=True))
                         _settle(container, root)
         except BaseException:
@@ -293,9 +293,11 @@ def _revert(module: torch.nn.Module, origin: _Origin) -> None:
     module.__class__ = origin.cls
     wait: Any = module
     wait._load_hook = wait._register_load_state_dict_pre_hook(wait._lazy_load_hook)
-    wait._initialize_hook = wait.register_forward_pre_hook(wait._infer_parameters, with_kwargs=True)
-    if hasattr(wait, "_wait_for_result"):
-        wait._wait_for_result()
+    if hasattr(wait, "_wait_for_call"):
+        wait._wait_for_call()
+    else:
+        hook = wait.register_forward_pre_hook(wait._infer_parameters, with_kwargs=True)
+        wait._initialize_hook = hook
 
 
 def _origin(module: torch.nn.Module, twin: torch.nn.Module) -> _Origin:
@@ -386,6 +388,10 @@ def _become(module: torch.nn.Module, twin: torch.nn.Module) -> None:
     stop_waiting(module)
 
 
+def _is_waiting_root(module: torch.nn.Module) -> bool:
+    return "_initialize_hook" in module.__dict__ and not is_pending(module)
+
+
 def _settle(container: torch.nn.Module, root: torch.nn.Module) -> None:
     # A part that the trace did not reach goes on waiting for its own first call.
     if container is root or not any(map(is_pending, container.modules())):
@@ -396,7 +402,7 @@ def stop_waiting(module: torch.nn.Module) -> None:
     """Remove the hooks of a module that has what it waited for; during a first call they stay."""
     if module in trials:
         return
-    for name in ("_first_call_hook", "_load_hook", "_initialize_hook", "_result_hook"):
+    for name in ("_load_hook", "_initialize_hook", "_result_hook"):
         if name in module.__dict__:
             module.__dict__.pop(name).remove()
 
@@ -407,7 +413,7 @@ def _snapshot(module: torch.nn.Module, only_hooks: bool = False) -> Undo:
     attributes = {
         name: value
         for name, value in module.__dict__.items()
-        if not only_hooks or name in ("_first_call_hook", "_result_hook")
+        if not only_hooks or name in ("_initialize_hook", "_result_hook")
     }
     contents = [(module.__dict__[name], module.__dict__[name].copy()) for name in _KEPT]
 
