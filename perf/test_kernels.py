@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tlazy.bench import correctness, measuring
-from tlazy.bench.operations import Unsupported
+from tlazy.bench.operations import Draw, Unsupported
 from tlazy.bench.peers import PEERS, default_peers
 from tlazy.bench.suites import SUITES
 
@@ -21,7 +21,8 @@ CASES = [
     pytest.param(problem, which, peer, id=f"{problem.name}-{which}-{peer}")
     for problem in SUITES["goals"]()
     for which in problem.passes
-    for peer in default_peers(problem.operation, GPU)
+    for peer in default_peers(problem, GPU)
+    if problem.timed == "device"
 ]
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -32,9 +33,8 @@ def test_kernel(benchmark, problem, which, peer):
     operation = problem.operation
     generator = torch.Generator(GPU)
     generator.seed()
-    sets = measuring.input_sets(
-        operation, GPU, problem.dtype, generator, gradients=which != "forward"
-    )
+    draw = Draw(GPU, problem.dtype, generator)
+    sets = measuring.input_sets(operation, draw, gradients=which != "forward")
     try:
         with torch.set_grad_enabled(which != "forward"):
             built = PEERS[peer](operation, sets[0][0][0])

@@ -7,22 +7,14 @@ of the kernels on the CPU and fails a test whose kernel leaves its tensors or ra
 
 from __future__ import annotations
 
-import hypothesis
 import pytest
 import torch
 
 from tests import EMULATED
 
-hypothesis.settings.register_profile(
-    "default", max_examples=6 if EMULATED else 20, derandomize=True, deadline=None
-)
-hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
-hypothesis.settings.load_profile("default")
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    if "thorough" in config.option.markexpr:
-        hypothesis.settings.load_profile("thorough")
+    _configure_hypothesis("thorough" if "thorough" in config.option.markexpr else "default")
     config.addinivalue_line("markers", "thorough: takes minutes; runs only with -m thorough")
     config.addinivalue_line("markers", "emulated: needs ttsem, which pretends the GPU")
     # Overflow and NaN are tested on purpose; the interpreter's numpy warns of them.
@@ -41,6 +33,20 @@ def _is_left_out(item: pytest.Item, selected: str) -> bool:
     if item.get_closest_marker("thorough") and "thorough" not in selected:
         return True
     return item.get_closest_marker("compiles" if EMULATED else "emulated") is not None
+
+
+def _configure_hypothesis(profile: str) -> None:
+    """Where it is not installed, its tests say so and are skipped."""
+    try:
+        import hypothesis
+    except ImportError:
+        return
+    examples = 6 if EMULATED else 20
+    hypothesis.settings.register_profile(
+        "default", max_examples=examples, derandomize=True, deadline=None
+    )
+    hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
+    hypothesis.settings.load_profile(profile)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""Weights in safetensors files: ``save`` and ``load``."""
+"""Weights in safetensors files: ``save`` and ``load``.
+
+safetensors is imported where a file is touched: benchmarks run where only torch and triton are.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_model
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -58,6 +59,8 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
                 "torch.distributed.checkpoint.state_dict.get_model_state_dict with "
                 "full_state_dict=True in every process, and save what it returns"
             )
+    from safetensors.torch import save_model
+
     with replacing(path) as temporary:
         save_model(model, str(temporary))
 
@@ -124,6 +127,8 @@ def _opened(path: str | os.PathLike[str], stack: ExitStack) -> tuple[dict[str, _
     if path.suffix != ".json":
         file = stack.enter_context(_safe_open(path))
         return {name: _Stored(file, name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    from safetensors import SafetensorError
+
     shards = _shards(path)
     files = {name: stack.enter_context(_safe_open(path.parent / name)) for name in shards}
     stored = {}
@@ -143,6 +148,8 @@ def _shards(path: Path) -> dict[str, list[str]]:
     Raises:
         SafetensorError: for anything else than an index, and for files in other folders.
     """
+    from safetensors import SafetensorError
+
     shards: dict[str, list[str]] = {}
     try:
         if path.stat().st_size > _LARGEST_HEADER:
@@ -160,6 +167,8 @@ def _shards(path: Path) -> dict[str, list[str]]:
 
 @contextmanager
 def _safe_open(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             yield file

@@ -252,8 +252,7 @@ def test_the_spread_holds_three_fifths_of_the_samples():
 def test_input_sets_do_not_fit_the_last_level_cache(monkeypatch):
     monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 10_000)
     operation = Linear(16, 16, 16)
-    generator = torch.Generator()
-    sets = measuring.input_sets(operation, CPU, torch.float32, generator, gradients=True)
+    sets = measuring.input_sets(operation, draw(torch.float32), gradients=True)
     held = sum(t.nbytes for tensors, _ in sets for t in tensors)
     assert held + sum(gradient.nbytes for _, gradient in sets) >= 2 * 10_000
     pointers = [tensors[0].data_ptr() for tensors, _ in sets]
@@ -449,7 +448,7 @@ def test_the_file_is_whole_after_every_row(tmp_path, monkeypatch):
     content = load(path)
     assert not content["complete"]
     assert [row["status"] for row in content["rows"]] == ["ok", "ok", "failed"]
-    assert content["rows"][2]["note"] == measuring.UNFINISHED
+    assert content["rows"][2]["note"] == measuring.TRIED
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 

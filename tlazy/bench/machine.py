@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import platform
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 import tlazy
-from tlazy.bench.timing import Timer, timer_for
+from tlazy.bench.timing import Timer, own_stream, timer_for
 from tlazy_kernels.roofline import DEVICES, Cost, Device, Precision
 
 COPIED_BYTES = {"cuda": 2**31, "cpu": 2**27}
@@ -68,12 +69,13 @@ def measure_ceilings(
     What the device cannot do (too little memory, an unknown dtype) stays None.
     """
     timer = timer or timer_for(device)
-    ceilings = Ceilings(bandwidth=_or_none(partial(_copy_rate, device, timer)))
     wanted = set(precisions)
     if device.type == "cuda" and "float32" in wanted:
         wanted.add("tf32")
-    for precision in sorted(wanted):
-        ceilings.matmul[precision] = _or_none(partial(_matmul_rate, device, precision, timer))
+    with own_stream(device):
+        ceilings = Ceilings(bandwidth=_or_none(partial(_copy_rate, device, timer)))
+        for precision in sorted(wanted):
+            ceilings.matmul[precision] = _or_none(partial(_matmul_rate, device, precision, timer))
     return ceilings
 
 
@@ -137,18 +139,22 @@ def processor() -> str:
 
 def versions() -> dict[str, str | None]:
     """Versions of everything that computes; None for what is not there."""
-    import numpy
-    import triton
-
     return {
         "python": platform.python_version(),
         "tlazy": tlazy.__version__,
         "torch": torch.__version__,
-        "triton": triton.__version__,
+        "triton": _version("triton"),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "driver": _driver(),
-        "numpy": numpy.__version__,
+        "numpy": _version("numpy"),
     }
+
+
+def _version(module: str) -> str | None:
+    try:
+        return str(importlib.import_module(module).__version__)
+    except ImportError:
+        return None
 
 
 def _driver() -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +17,27 @@ from tlazy.bench.operations import Draw, Operation, Pass, Unsupported, bytes_hel
 from tlazy.bench.peers import PEERS, Implementation, default_peers
 from tlazy.bench.record import Record, Row, finite
 from tlazy.bench.suites import Problem
-from tlazy.bench.timing import Call, Sampler, Timer, summarize, timer_for
+from tlazy.bench.timing import (
+    Call,
+    FirstCallTimer,
+    HostTimer,
+    Sampler,
+    Timer,
+    own_stream,
+    settle_for,
+    summarize,
+    timer_for,
+)
+from tlazy_kernels.roofline import Cost
 
 MOST_SETS = 256
 # Input sets together are this many times the last-level cache.
 CACHES = 2
+# How many lengths are new to a convolution, and by how much each differs from the one before.
+NEW_LENGTHS, LENGTH_STEP = 9, 37
+# What rows say that have no time yet: one that is being tried, and one whose turn is to come.
+TRIED = "hung, ended the process or was stopped"
 UNFINISHED = "stopped before it was measured"
-
 
 # An operation's tensors, and the gradient of its output.
 InputSet = tuple[list[Tensor], Tensor]
@@ -56,7 +71,10 @@ class Settings:
 
 
 def measure(problems: Iterable[Problem], record: Record, settings: Settings) -> bool:
-    """Put a row for each problem, pass and peer into `record`; those that it holds are left.
+    """Put a row for each problem, pass and peer into `record`.
+
+    Rows that it holds are left, but for those whose turn had not come when it was stopped: so a
+    peer that ends the process costs its own row, once.
 
     Returns:
         whether all was measured before the deadline.
@@ -74,7 +92,8 @@ def measure(problems: Iterable[Problem], record: Record, settings: Settings) -> 
             if time.monotonic() > settings.deadline:
                 return False
             settings.notify(problem, which)
-            group.measure()
+            if not group.measure():
+                return False
     return True
 
 
@@ -84,7 +103,7 @@ class _Contender:
 
     row: Row
     sample: Sampler
-    context: Callable[[], Any]
+    note: str
     samples: list[float] = field(default_factory=list)
 
 
@@ -102,40 +121,70 @@ class _Group:
         self.problem, self.which = problem, which
         self.record, self.settings = record, settings
         self.generator = generator
-        self.timer = settings.timer or timer_for(settings.device)
+        self.timer = settings.timer or _timer(problem, settings.device)
+        self.gradients = which != "forward" or problem.timed == "host with grad"
         self.precision = machine.precision_of(problem.dtype, settings.device, problem.operation.op)
-        self.cost = problem.operation.cost(problem.dtype, which)
-        peers = settings.peers or default_peers(problem.operation, settings.device)
+        # Only the device's work has a floor.
+        works = problem.timed == "device"
+        self.cost: Cost | None = problem.operation.cost(problem.dtype, which) if works else None
+        peers = settings.peers or default_peers(problem, settings.device)
         rows = [self._row(peer) for peer in peers]
-        self.missing = [row for row in rows if not record.holds(row)]
+        self.missing = [row for row in rows if self._is_missing(row)]
 
-    def measure(self) -> None:
-        """Check each missing peer, then time those that are right in turns."""
+    def measure(self) -> bool:
+        """Check each missing peer, then time those that are right in turns.
+
+        Returns:
+            whether all was measured before the deadline.
+        """
         with own_stream(self.settings.device):
-            try:
-                operation = self.problem.operation
-                sets = input_sets(
-                    operation,
-                    self.settings.device,
-                    self.problem.dtype,
-                    self.generator,
-                    gradients=self.which != "forward",
-                )
-                wanted = correctness.expected(operation, *sets[0], self.which)
-            except RuntimeError as error:
-                for row in self.missing:
-                    self._fail(row, error)
-                return
-            contenders = [self._enter(row, sets, wanted) for row in self.missing]
-            del wanted
-            self._take_turns([c for c in contenders if c is not None])
+            entered = self._measure()
+        if self.settings.device.type == "cuda":
+            torch.cuda.empty_cache()  # the next problem needs blocks of other sizes
+        return entered == len(self.missing)
+
+    def _measure(self) -> int:
+        """Measure, and say how many peers had their turn."""
+        try:
+            sets = self._input_sets()
+            wanted = correctness.expected(self.problem.operation, *sets[0], self.which)
+        except RuntimeError as error:
+            for row in self.missing:
+                self._fail(row, error)
+            return len(self.missing)
+        entered = 0
+        contenders: list[_Contender | None] = []
+        for row in self.missing:
+            if contenders and time.monotonic() > self.settings.deadline:
+                break
+            contenders.append(self._enter(row, sets, wanted))
+            entered += 1
+        del wanted
+        self._take_turns([c for c in contenders if c is not None])
+        return entered
+
+    def _input_sets(self) -> list[InputSet]:
+        operation: Any = self.problem.operation
+        draw = Draw(self.settings.device, self.problem.dtype, self.generator)
+        if self.problem.timed != "new length":
+            return input_sets(operation, draw, gradients=self.gradients)
+        longer = range(0, NEW_LENGTHS * LENGTH_STEP, LENGTH_STEP)
+        return [
+            input_set(dataclasses.replace(operation, length=operation.length + more), draw)
+            for more in longer
+        ]
+
+    def _is_missing(self, row: Row) -> bool:
+        there = self.record.find(row)
+        return there is None or (there["status"], there["note"]) == ("failed", UNFINISHED)
 
     def _row(self, peer: str) -> Row:
         """A row that says, until it is replaced, that nothing was measured."""
         problem, operation = self.problem, self.problem.operation
-        floor = self.record.ceilings.floor(
-            self.cost, self.precision, self.record.content["machine"]["device"]
-        )
+        cost, device = self.cost, self.record.content["machine"]["device"]
+        floor = None
+        if cost is not None:
+            floor = self.record.ceilings.floor(cost, self.precision, device)
         unmeasured = ("error", "median_us", "q20_us", "q80_us", "tflops", "gbps")
         return {
             "suite": problem.suite,
@@ -152,8 +201,8 @@ class _Group:
             "note": UNFINISHED,
             **dict.fromkeys(unmeasured),
             "samples": 0,
-            "flops": self.cost.flops,
-            "bytes": self.cost.bytes,
+            "flops": cost and cost.flops,
+            "bytes": cost and cost.bytes,
             "floor_us": None if floor is None else floor * 1e6,
             "floor_fraction": None,
             "peak_memory_bytes": None,
@@ -163,27 +212,53 @@ class _Group:
         self, row: Row, sets: Sequence[InputSet], wanted: Sequence[Tensor]
     ) -> _Contender | None:
         """Build and check the row's peer; None, and a row that says why, where it has no time."""
-        # Written first: a peer that ends the process is not tried again when the record goes on.
-        self.record.put(row)
+        self._replace(row, note=TRIED)
         try:
-            with torch.set_grad_enabled(self.which != "forward"):
+            with torch.set_grad_enabled(self.gradients):
                 built = PEERS[row["peer"]](self.problem.operation, sets[0][0][0])
-            row["backend"], row["note"] = built.backend, built.note
-            with built.context():
-                if not self._is_right(row, built, sets[0], wanted):
-                    return None
-                calls = [self._call(built, *built.prepare(*one)) for one in sets]
-                row["peak_memory_bytes"] = self._peak_memory(calls[0])
-                with torch.set_grad_enabled(self.which != "forward"):
-                    sample, how = self.timer.prepare(calls)
+            row["backend"] = built.backend
+            inside = self._inside(built)
+            prepared = inside(lambda: self._prepare(row, built, sets, wanted))
+            if prepared is None:
+                return None
+            sample, how = prepared
             precision = "float32 by tf32" if self.precision == "tf32" else ""
-            row["note"] = "; ".join(filter(None, (row["note"], precision, how)))
-            return _Contender(row, sample, built.context)
+            note = "; ".join(filter(None, (built.note, precision, how)))
+            row["note"] = UNFINISHED
+            return _Contender(row, lambda seconds: inside(lambda: sample(seconds)), note)
         except Unsupported as error:
             self._replace(row, status="unsupported", note=str(error))
         except Exception as error:  # a peer's own exceptions are any
             self._fail(row, error)
         return None
+
+    def _inside(self, built: Implementation) -> Callable[[Callable[[], Any]], Any]:
+        """What calls a function as the peer needs it: its context, its thread, its gradients."""
+
+        def here(function: Callable[[], Any]) -> Any:
+            with built.context(), torch.set_grad_enabled(self.gradients):
+                return function()
+
+        if not built.own_thread:
+            return here
+
+        def there(function: Callable[[], Any]) -> Any:
+            autograd: Any = torch.autograd
+            with own_stream(self.settings.device), autograd.set_multithreading_enabled(False):
+                return here(function)
+
+        thread = ThreadPoolExecutor(1)
+        return lambda function: thread.submit(there, function).result()
+
+    def _prepare(
+        self, row: Row, built: Implementation, sets: Sequence[InputSet], wanted: Sequence[Tensor]
+    ) -> tuple[Sampler, str] | None:
+        """Check the peer, and warm it up; None where it is wrong."""
+        if not self._is_right(row, built, sets[0], wanted):
+            return None
+        calls = [self._call(built, *built.prepare(*one)) for one in sets]
+        row["peak_memory_bytes"] = self._peak_memory(calls[0])
+        return self.timer.prepare(calls)
 
     def _is_right(
         self,
@@ -230,37 +305,41 @@ class _Group:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        with torch.set_grad_enabled(self.which != "forward"):
-            call()
+        call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
     def _take_turns(self, contenders: list[_Contender]) -> None:
+        """Sample the contenders round by round; the file has the times after each round."""
         each = self.settings.seconds / self.settings.rounds
         for _ in range(self.settings.rounds):
             for contender in list(contenders):
+                if not contender.samples:
+                    self._replace(contender.row, note=TRIED)
                 try:
-                    with contender.context(), torch.set_grad_enabled(self.which != "forward"):
-                        contender.samples += contender.sample(each)
+                    contender.samples += contender.sample(each)
                 except Exception as error:  # as above
                     contenders.remove(contender)
                     self._fail(contender.row, error)
-            for contender in contenders:
-                self._note_time(contender.row, contender.samples)
+                else:
+                    self._note_time(contender)
+            self.record.write()
             contenders = contenders[1:] + contenders[:1]
 
-    def _note_time(self, row: Row, samples: Sequence[float]) -> None:
-        timing = summarize(samples)
+    def _note_time(self, contender: _Contender) -> None:
+        """Put what was sampled so far into the contender's row."""
+        timing = summarize(contender.samples)
+        row = contender.row
         floor = row["floor_us"]
-        self._replace(
-            row,
+        row.update(
             status="ok",
+            note=contender.note,
             median_us=timing.median * 1e6,
             q20_us=timing.q20 * 1e6,
             q80_us=timing.q80 * 1e6,
             samples=timing.samples,
-            tflops=self.cost.flops / timing.median / 1e12,
-            gbps=self.cost.bytes / timing.median / 1e9,
+            tflops=self.cost and self.cost.flops / timing.median / 1e12,
+            gbps=self.cost and self.cost.bytes / timing.median / 1e9,
             floor_fraction=None if floor is None else floor / (timing.median * 1e6),
         )
 
@@ -284,42 +363,26 @@ class _Group:
             ) from lost
 
 
-def input_sets(
-    operation: Operation,
-    device: torch.device,
-    dtype: torch.dtype,
-    generator: torch.Generator,
-    *,
-    gradients: bool,
-) -> list[InputSet]:
-    """Sets of random tensors, so many that the last-level cache does not hold them all.
-
-    Args:
-        gradients: whether the tensors take gradients.
-    """
-    draw = Draw(device, dtype, generator)
-    shapes = operation.stock(*operation.tensors(Draw(torch.device("meta"), dtype)))
-
-    def one() -> InputSet:
-        tensors = operation.tensors(draw)
-        for tensor in tensors:
-            tensor.requires_grad_(gradients and tensor.is_floating_point())
-        return tensors, operation.output_gradient(draw, shapes)
-
-    sets = [one()]
-    wanted = CACHES * machine.last_level_cache(device)
-    count = min(MOST_SETS, -(-wanted // bytes_held([*sets[0][0], sets[0][1]])))
-    return [*sets, *(one() for _ in range(count - 1))]
+def input_set(operation: Operation, draw: Draw, *, gradients: bool = False) -> InputSet:
+    """Random tensors, which take gradients or not, and the gradient of the output."""
+    y = operation.stock(*operation.tensors(Draw(torch.device("meta"), draw.dtype)))
+    tensors = operation.tensors(draw)
+    for tensor in tensors:
+        tensor.requires_grad_(gradients and tensor.is_floating_point())
+    return tensors, operation.output_gradient(draw, y)
 
 
-@contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
-    """Run on a stream that a graph can be captured from."""
-    if device.type != "cuda":
-        yield
-        return
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream(device).wait_stream(stream)
+def input_sets(operation: Operation, draw: Draw, *, gradients: bool = False) -> list[InputSet]:
+    """So many of them that the last-level cache does not hold them all."""
+    first = input_set(operation, draw, gradients=gradients)
+    wanted = CACHES * machine.last_level_cache(draw.device)
+    count = min(MOST_SETS, -(-wanted // bytes_held([*first[0], first[1]])))
+    return [first, *(input_set(operation, draw, gradients=gradients) for _ in range(count - 1))]
+
+
+def _timer(problem: Problem, device: torch.device) -> Timer:
+    """The timer of what the problem wants timed."""
+    if problem.timed == "device":
+        return timer_for(device)
+    kind = FirstCallTimer if problem.timed == "new length" else HostTimer
+    return kind(settle=settle_for(device))

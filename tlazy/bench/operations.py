@@ -121,11 +121,12 @@ class Operation:
         """The same kind of problem at about half the work; None where it cannot be smaller."""
         raise NotImplementedError
 
+    def finish(self, z: Tensor) -> Tensor:
+        """The activation of `z`, by PyTorch."""
+        return z if self.activation is None else ACTIVATIONS[self.activation](z)
+
     def _elements_read(self, tensor: Tensor) -> int:
         return tensor.numel()
-
-    def _finish(self, z: Tensor) -> Tensor:
-        return z if self.activation is None else ACTIVATIONS[self.activation](z)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Linear(Operation):
         return [draw.normal(self.m, self.k), weight, *bias]
 
     def stock(self, *tensors: Tensor) -> Tensor:
-        return self._finish(torch_functional.linear(*tensors))
+        return self.finish(torch_functional.linear(*tensors))
 
     def fused(self, *tensors: Tensor) -> Tensor:
         return tlazy_functional.linear(*tensors, activation=self.activation)  # type: ignore[arg-type]
@@ -209,7 +210,7 @@ class Conv1d(Operation):
         if padding == "causal":
             x, padding = torch_functional.pad(x, (self.span - 1, 0)), 0
         settings: Any = (self.stride, padding, self.dilation, self.groups)
-        return self._finish(torch_functional.conv1d(x, weight, bias, *settings))
+        return self.finish(torch_functional.conv1d(x, weight, bias, *settings))
 
     def stock_channels_last(self, *tensors: Tensor) -> Tensor:
         """By ATen's conv2d over a height of 1, for x and weight of 4 dimensions."""
@@ -220,7 +221,7 @@ class Conv1d(Operation):
         around = padding if isinstance(padding, str) else (0, padding)
         settings: Any = ((1, self.stride), around, (1, self.dilation), self.groups)
         y = torch_functional.conv2d(x, weight, bias, *settings)
-        return self._finish(y.squeeze(2))
+        return self.finish(y.squeeze(2))
 
     def fused(self, *tensors: Tensor) -> Tensor:
         x, weight, bias = _split(tensors)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import tlazy
 from tlazy.bench.operations import Conv1d, ConvTranspose1d, Linear, Operation, Unsupported
+from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 
 
@@ -30,6 +32,7 @@ class Implementation:
         prepare: puts an input set and its output gradient into the form that `call` likes best,
             outside the measured time.
         context: holds around everything that runs `call`.
+        own_thread: whether it must run in a thread of its own, backward passes included.
         note: what a reader of the times should know.
     """
 
@@ -37,6 +40,7 @@ class Implementation:
     backend: str
     prepare: Callable[[list[Tensor], Tensor], tuple[list[Tensor], Tensor]] = _as_they_are
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    own_thread: bool = False
     note: str = ""
 
 
@@ -70,10 +74,25 @@ def _cudnn_benchmark(operation: Operation, x: Tensor) -> Implementation:
     if not isinstance(operation, Conv1d | ConvTranspose1d):
         raise Unsupported("cuDNN's search is for convolutions")
 
-    def searching() -> AbstractContextManager[Any]:
-        return torch.backends.cudnn.flags(enabled=True, benchmark=True)
+    # ATen keeps what cuDNN found or guessed in a table of the thread, and looks it up whether or
+    # not it may search: in one thread, whichever of this and "eager" came first chose for both.
+    return Implementation(operation.stock, "cudnn", context=_searching, own_thread=True)
 
-    return Implementation(operation.stock, "cudnn", context=searching)
+
+def _cudnn_benchmark_channels_last(operation: Operation, x: Tensor) -> Implementation:
+    built = _eager_channels_last(operation, x)
+    return dataclasses.replace(built, backend="cudnn", context=_searching, own_thread=True)
+
+
+@contextmanager
+def _searching() -> Iterator[None]:
+    """Let cuDNN time its algorithms. ``cudnn.flags`` would also reset how float32 is computed."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _compile(operation: Operation, x: Tensor) -> Implementation:
@@ -102,6 +121,22 @@ def _cublaslt(operation: Operation, x: Tensor) -> Implementation:
         return torch._addmm_activation(bias, x, weight.t(), use_gelu=gelu)
 
     return Implementation(call, "cublaslt")
+
+
+def _triton_tutorial(operation: Operation, x: Tensor) -> Implementation:
+    if type(operation) is not Linear:
+        raise Unsupported("the tutorial's kernel is a matrix product")
+    if torch.is_grad_enabled():
+        raise Unsupported("the tutorial's kernel is forward only")
+    if x.element_size() != 2:
+        raise Unsupported("the tutorial's kernel takes float16 and bfloat16")
+    matmul = _import("tlazy.bench.tutorial", "matmul")
+
+    def call(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+        y = matmul(x, weight.t())
+        return operation.finish(y + bias[0] if bias else y)
+
+    return Implementation(call, "triton", note="bias and activation by ATen")
 
 
 def _causal_conv1d(operation: Operation, x: Tensor) -> Implementation:
@@ -158,12 +193,14 @@ PEERS: dict[str, Callable[[Operation, Tensor], Implementation]] = {
     "eager": _eager,
     "eager-channels-last": _eager_channels_last,
     "cudnn-benchmark": _cudnn_benchmark,
+    "cudnn-benchmark-channels-last": _cudnn_benchmark_channels_last,
     "compile": _compile,
     "cublaslt": _cublaslt,
+    "triton-tutorial": _triton_tutorial,
     "causal-conv1d": _causal_conv1d,
     "fla": _fla,
 }
-NEED_GPU = frozenset({"cudnn-benchmark", "cublaslt", "causal-conv1d", "fla"})
+NEED_GPU = frozenset(PEERS) - {"tlazy", "eager", "eager-channels-last", "compile"}
 
 
 def parse_peers(text: str, device: torch.device) -> tuple[str, ...]:
@@ -181,15 +218,23 @@ def parse_peers(text: str, device: torch.device) -> tuple[str, ...]:
     return tuple(dict.fromkeys(["tlazy", *names]))
 
 
-def default_peers(operation: Operation, device: torch.device) -> Sequence[str]:
-    """Those that an operation is compared with unless told otherwise.
+def default_peers(problem: Problem, device: torch.device) -> Sequence[str]:
+    """Those that a problem is compared with unless told otherwise.
 
     Compiling takes tens of seconds on a CPU, so there ``--peer compile`` has to ask for it.
     """
-    if device.type != "cuda":
+    operation = problem.operation
+    if device.type != "cuda" or problem.timed.startswith("host"):
         return ("tlazy", "eager")
+    if problem.timed == "new length":
+        return ("tlazy", "eager", "cudnn-benchmark")
     if operation.op == "depthwise":
         return ("tlazy", "eager", "causal-conv1d", "fla", "eager-channels-last")
-    if isinstance(operation, Conv1d | ConvTranspose1d):
-        return ("tlazy", "eager", "eager-channels-last", "cudnn-benchmark")
-    return ("tlazy", "eager", "compile", *(("cublaslt",) if type(operation) is Linear else ()))
+    if isinstance(operation, Conv1d):
+        twice = ("cudnn-benchmark", "cudnn-benchmark-channels-last")
+        return ("tlazy", "eager", "eager-channels-last", *twice)
+    if isinstance(operation, ConvTranspose1d):
+        return ("tlazy", "eager", "cudnn-benchmark")
+    if type(operation) is Linear:
+        return ("tlazy", "eager", "compile", "cublaslt", "triton-tutorial")
+    return ("tlazy", "eager", "compile")

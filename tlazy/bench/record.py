@@ -63,9 +63,10 @@ class Record:
         """The measured ceilings."""
         return Ceilings(**self.content["ceilings"])
 
-    def holds(self, row: Mapping[str, Any]) -> bool:
-        """Whether there is a row of the same thing."""
-        return key(row) in self._places
+    def find(self, row: Mapping[str, Any]) -> Row | None:
+        """The row of the same thing, if there is one."""
+        place = self._places.get(key(row))
+        return None if place is None else self.rows[place]
 
     def put(self, row: Row) -> None:
         """Add the row, or replace the one of the same thing, and write the file."""

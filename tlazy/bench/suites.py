@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,15 +21,21 @@ SMALL_FLOPS = 2**27
 SMALL_BYTES = 2**23
 
 
+# Of a call: the device's work; what the host needs to queue it, without and with a graph for the
+# backward pass; or all of the first call at a length of input that was never seen before.
+Timed = Literal["device", "host", "host with grad", "new length"]
+
+
 @dataclass(frozen=True)
 class Problem:
-    """An operation with a name, in a dtype, and the passes to measure."""
+    """An operation with a name, in a dtype, the passes to measure, and what of them is timed."""
 
     suite: str
     name: str
     operation: Operation
     dtype: torch.dtype = torch.bfloat16
     passes: tuple[Pass, ...] = ("forward", "full")
+    timed: Timed = "device"
 
     def small(self) -> Problem:
         """The same problem with its sizes halved until a CPU measures it in milliseconds."""
@@ -178,10 +184,26 @@ def _goals() -> Iterator[Problem]:
     yield Problem(p, "InceptionTime k39", Conv1d(128, 32, 1000, 32, 39, padding="same", bias=False))
     tcn = Conv1d(32, 128, 4096, 128, 3, 1, "causal", 32, activation="relu")
     yield Problem(p, "TCN k3 d32", tcn)
+    yield from _calls(p)
     short = dataclasses.replace(mamba, layout="ncl")
     yield Problem(p, "short convolution, (N, C, L)", short, passes=("forward", "backward"))
     dilated = depthwise(8, 1024, 8192, 7, dilation=8)
     yield Problem(p, "depthwise k7 d8", dilated)
+
+
+def _calls(suite: str) -> Iterator[Problem]:
+    """What a call costs beside its work: launching it, and meeting a new length."""
+    timed: Timed
+    for name, operation in (
+        ("linear", Linear(16, 64, 64, activation="relu")),
+        ("conv1d", Conv1d(1, 64, 64, 64, 3, padding=1, activation="relu")),
+        ("depthwise", depthwise(1, 64, 64, 4)),
+    ):
+        for timed in ("host", "host with grad"):
+            title = f"{name} call, {timed}"
+            yield Problem(suite, title, operation, passes=("forward",), timed=timed)
+    audio = _gelu(Conv1d(16, 256, 4000, 256, 3, padding="same"))
+    yield Problem(suite, "conv1d at new lengths", audio, passes=("forward",), timed="new length")
 
 
 def _small_m(suite: str) -> Iterator[Problem]:

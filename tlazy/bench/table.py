@@ -91,8 +91,8 @@ def _cells(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> list[str]:
     return [
         f"{row['median_us']:,.1f}",
         f"{row['q20_us']:,.1f}-{row['q80_us']:,.1f}",
-        f"{row['tflops']:.3g}",
-        f"{row['gbps']:.3g}",
+        "" if row["tflops"] is None else f"{row['tflops']:.3g}",
+        "" if row["gbps"] is None else f"{row['gbps']:.3g}",
         "" if floor is None else f"{floor:.0%}",
         f"{row['error']:.0e}",
         ratio,

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -24,10 +25,13 @@ SHORTEST_SAMPLE = 100e-6
 MOST_IN_SAMPLE = 2**12
 MOST_SAMPLES = 1000
 FEWEST_SAMPLES = 3
-# Below this, what the host needs to launch a call may show between two events, so that the device's
-# own time is had from a graph. The estimate it is compared with holds that launch time.
+# Below this, or where the host needs more than half of it to queue the call, launches may show
+# between two events, so that the device's own time is had from a graph. The estimate that is
+# compared holds the launches.
 GRAPH_BELOW = 300e-6
 CALLS_IN_GRAPH = 20
+# An idle device needs some work until its clocks are up.
+WARM_UP = 0.02
 
 
 class Timing(NamedTuple):
@@ -60,14 +64,19 @@ def summarize(samples: Sequence[float]) -> Timing:
 
 
 class HostTimer:
-    """The host's clock around calls that are done when they return.
+    """The host's clock around calls.
 
     Args:
         clock: seconds that only grow.
+        settle: waits for what calls leave to a device; outside of what is timed.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        settle: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.clock, self.settle = clock, settle
 
     def prepare(self, calls: Sequence[Call]) -> tuple[Sampler, str]:
         rotation = itertools.cycle(calls)
@@ -79,6 +88,7 @@ class HostTimer:
         return lambda seconds: self._sample(rotation, batch, seconds), ""
 
     def _batch(self, rotation: Iterator[Call], batch: int) -> float:
+        self.settle()
         begin = self.clock()
         for _ in range(batch):
             next(rotation)()
@@ -94,16 +104,52 @@ class HostTimer:
         return samples
 
 
+class FirstCallTimer:
+    """The host's clock around each call's very first time, its work included.
+
+    The first call only warms up; the sampler gives the others' times once.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        settle: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.clock, self.settle = clock, settle
+
+    def prepare(self, calls: Sequence[Call]) -> tuple[Sampler, str]:
+        warm, *fresh = calls
+        for _ in range(3):
+            warm()
+        first, again = ([self._whole(call) for call in fresh] for _ in range(2))
+        once = iter([first])
+        steady = statistics.median(again) * 1e6
+        return lambda seconds: next(once, []), f"first calls; {steady:,.1f} us when called again"
+
+    def _whole(self, call: Call) -> float:
+        self.settle()
+        begin = self.clock()
+        call()
+        self.settle()
+        return self.clock() - begin
+
+
 class DeviceTimer:
-    """CUDA events around calls, or around the replay of a graph of short ones."""
+    """CUDA events around calls, or around the replay of a graph of short ones.
+
+    Args:
+        clock: the host's, in seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
 
     def prepare(self, calls: Sequence[Call]) -> tuple[Sampler, str]:
         rotation = itertools.cycle(calls)
-        for _ in range(3):
-            next(rotation)()
-        torch.cuda.synchronize()
+        self._warm_up(rotation)
+        queueing = self._queueing(rotation)
         estimate = statistics.median(_between_events([next(rotation) for _ in range(5)]))
-        if estimate >= GRAPH_BELOW:
+        if estimate >= max(GRAPH_BELOW, 2 * queueing):
             return lambda seconds: self._events(rotation, estimate, seconds), ""
         try:
             graph, captured = _capture(calls)
@@ -117,6 +163,27 @@ class DeviceTimer:
             "CUDA graph replay",
         )
 
+    def _warm_up(self, rotation: Iterator[Call]) -> None:
+        """Let libraries choose, kernels load and clocks rise."""
+        begin = self.clock()
+        for _ in range(MOST_SAMPLES):
+            for _ in range(3):
+                next(rotation)()
+            torch.cuda.synchronize()
+            if self.clock() - begin >= WARM_UP:
+                return
+
+    def _queueing(self, rotation: Iterator[Call]) -> float:
+        """Seconds that the host needs to queue one call."""
+        taken = []
+        for _ in range(5):
+            torch.cuda.synchronize()
+            begin = self.clock()
+            next(rotation)()
+            taken.append(self.clock() - begin)
+        torch.cuda.synchronize()
+        return statistics.median(taken)
+
     def _events(self, rotation: Iterator[Call], estimate: float, seconds: float) -> list[float]:
         count = int(min(MOST_SAMPLES, max(FEWEST_SAMPLES, seconds / estimate)))
         with _no_collection():
@@ -125,12 +192,18 @@ class DeviceTimer:
     def _replays(self, graph: torch.cuda.CUDAGraph, captured: int, seconds: float) -> list[float]:
         (once,) = _between_events([graph.replay])
         count = int(min(MOST_SAMPLES, max(FEWEST_SAMPLES, seconds / once)))
-        return [taken / captured for taken in _between_events([graph.replay] * count)]
+        with _no_collection():
+            return [taken / captured for taken in _between_events([graph.replay] * count)]
 
 
 def timer_for(device: torch.device) -> Timer:
     """The timer of a device's work."""
     return DeviceTimer() if device.type == "cuda" else HostTimer()
+
+
+def settle_for(device: torch.device) -> Callable[[], object]:
+    """What waits for a device's work."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def _between_events(calls: Sequence[Call]) -> list[float]:
@@ -155,12 +228,34 @@ def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, int]:
     """
     rounds = -(-CALLS_IN_GRAPH // len(calls))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+    with _no_collection(), torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for call in itertools.chain.from_iterable([calls] * rounds):
             call()
     graph.replay()
     torch.cuda.synchronize()
     return graph, rounds * len(calls)
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Run on a stream that a graph can be captured from: always the same one of a device.
+
+    The allocator keeps freed memory for the stream it was used on, so each further stream would
+    hold on to memory of its own.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = _stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @contextmanager

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from tlazy.bench import correctness, machine
-from tlazy.bench.measuring import input_sets, own_stream
-from tlazy.bench.operations import Conv1d, Linear, Operation
+from tlazy.bench.measuring import input_sets
+from tlazy.bench.operations import Conv1d, Draw, Linear, Operation
 from tlazy.bench.suites import Problem
-from tlazy.bench.timing import Sampler, Timer, summarize, timer_for
+from tlazy.bench.timing import Sampler, Timer, own_stream, summarize, timer_for
 from tlazy.errors import UserError
 from tlazy.files import replacing
 from tlazy.nn.functional import causal_padding
@@ -219,7 +219,7 @@ def _search_one(
     operation = problem.operation
     generator = torch.Generator(device)
     generator.seed()
-    sets = input_sets(operation, device, problem.dtype, generator, gradients=False)
+    sets = input_sets(operation, Draw(device, problem.dtype, generator))
     tensors, gradient = sets[0]
     wanted = launcher.twin([t.double() for t in tensors], gradient.double())
     tolerance = correctness.TOLERANCES[machine.precision_of(problem.dtype, device, operation.op)]
