@@ -22,6 +22,7 @@ import torch, tlazy
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from tests.tlazy.test_distributed import lazy
 
 weights, result = sys.argv[1:]
@@ -30,25 +31,31 @@ dist.init_process_group("gloo")
 rank, size = dist.get_rank(), dist.get_world_size()
 torch.manual_seed(rank + 7)  # nothing may depend on it
 
-def built(sharded, checkpoint):
+def built(way, checkpoint):
     net = lazy()
     tlazy.trace(net, tlazy.Spec(8, 2, 9)).materialize(device="meta")
-    if sharded:
-        mesh = init_device_mesh("cpu", (size,))
+    mesh = init_device_mesh("cpu", (size,))
+    if way == "sharded":
         for part in (net[0], net[3], net):
             fully_shard(part, mesh=mesh)
+    if way == "tensor parallel":
+        column = ColwiseParallel(use_local_output=False)  # parts of 7 are uneven
+        parallelize_module(net, mesh, {"3": column, "4": RowwiseParallel()})
+        assert net[3].weight.to_local().shape[0] < 7 or size == 1
     net.to_empty(device="cpu")
     if checkpoint:
         tlazy.load(net, weights)
     else:
         tlazy.initialize(net, seed=3)
-    return net, net if sharded else torch.nn.parallel.DistributedDataParallel(net)
+    if way == "replicated":
+        return net, torch.nn.parallel.DistributedDataParallel(net)
+    return net, net
 
 def gathered(net):
     full = lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t
     return {name: full(t.detach()).clone() for name, t in net.state_dict().items()}
 
-def trained(net, model):
+def trained(net, model, way):
     net[1].eval()  # statistics of a part of the batch would differ
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     data = torch.Generator().manual_seed(0)
@@ -56,17 +63,19 @@ def trained(net, model):
         x = torch.randn(8, 2, 9, generator=data)
         y = torch.randn(8, 3, generator=data)
         mine = slice(rank * 8 // size, (rank + 1) * 8 // size)
+        if way == "tensor parallel":
+            mine = slice(None)
         optimizer.zero_grad()
         torch.nn.functional.mse_loss(model(x[mine]), y[mine]).backward()
         optimizer.step()
 
 results = {}
-for sharded in (True, False):
+for way in ("sharded", "replicated", "tensor parallel"):
     for checkpoint in (True, False):
-        net, model = built(sharded, checkpoint)
+        net, model = built(way, checkpoint)
         before = gathered(net)
-        trained(net, model)
-        results[sharded, checkpoint] = before, gathered(net)
+        trained(net, model, way)
+        results[way, checkpoint] = before, gathered(net)
 if rank == 0:
     torch.save(results, result)
 # What still uses the process group goes before it does, in all processes: gloo's threads abort a
