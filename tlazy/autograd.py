@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tlazy.ops import LIBRARY
-from tlazy_kernels import reference
+from tlazy_kernels import checks, reference
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
 _ops = torch.ops.tlazy
@@ -45,6 +45,25 @@ def conv1d(
     save = _saves_preactivation(activation, x, weight, bias)
     call = _ops.conv1d_forward if torch.compiler.is_compiling() else Conv1dFunction.apply
     return call(x, weight, bias, stride, padding, dilation, groups, activation, save)[0]
+
+
+def conv_transpose1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    output_padding: int,
+    dilation: int,
+    groups: int,
+    activation: str | None,
+) -> Tensor:
+    """Differentiable ``act(conv_transpose1d(x, weight) + bias)`` by the operators, for 3-D x."""
+    save = _saves_preactivation(activation, x, weight, bias)
+    compiling = torch.compiler.is_compiling()
+    call = _ops.conv_transpose1d_forward if compiling else ConvTranspose1dFunction.apply
+    settings = (stride, padding, output_padding, dilation, groups)
+    return call(x, weight, bias, *settings, activation, save)[0]
 
 
 class LinearFunction(torch.autograd.Function):
@@ -75,6 +94,21 @@ class Conv1dFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return _conv1d_backward(ctx, *grads)
+
+
+class ConvTranspose1dFunction(torch.autograd.Function):
+    """``tlazy::conv_transpose1d_forward``, arguments and results, for eager calls."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _ops.conv_transpose1d_forward(*inputs)
+        _conv_transpose1d_setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _conv_transpose1d_backward(ctx, *grads)
 
 
 def _saves_preactivation(activation: str | None, *tensors: Tensor | None) -> bool:
@@ -121,6 +155,30 @@ def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
     if needs_weight:
         grad_weight = _ops.conv1d_grad_weight(g, x, ctx.kernel_size, *ctx.settings)
     return grad_x, grad_weight, grad_bias, *(None,) * 6
+
+
+def _conv_transpose1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, stride, padding, output_padding, dilation, groups, activation, save = inputs
+    ctx.samples, zeros = checks.adjoint_conv1d(output[0].shape[2], padding, output_padding)
+    ctx.settings, ctx.kernel_size = (stride, zeros, dilation, groups), weight.shape[2]
+    _forward_setup(ctx, x, weight, bias, activation, save, output)
+
+
+def _conv_transpose1d_backward(
+    ctx: Any, dy: Tensor | None, dz: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, weight, saved = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
+    if g is None:
+        return (None,) * 10
+    g = g[:, :, : ctx.samples]
+    grad_x = grad_weight = None
+    if needs_x:
+        grad_x = _ops.conv1d_forward(g, weight, None, *ctx.settings, None, False)[0]
+    if needs_weight:
+        grad_weight = _ops.conv1d_grad_weight(x, g, ctx.kernel_size, *ctx.settings)
+    return grad_x, grad_weight, grad_bias, *(None,) * 7
 
 
 def _forward_setup(
@@ -252,6 +310,7 @@ for _name, _backward, _setup in (
     ("conv1d_forward", _conv1d_backward, _conv1d_setup),
     ("conv1d_grad_input", _conv1d_grad_input_backward, _pair_setup),
     ("conv1d_grad_weight", _conv1d_grad_weight_backward, _pair_setup),
+    ("conv_transpose1d_forward", _conv_transpose1d_backward, _conv_transpose1d_setup),
     ("epilogue_backward", _epilogue_backward_backward, _epilogue_backward_setup),
 ):
     torch.library.register_autograd(f"tlazy::{_name}", _backward, setup_context=_setup, lib=LIBRARY)

@@ -24,9 +24,9 @@ from tlazy_kernels import checks, reference
 from tlazy_kernels.environment import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES
 
 if HAS_TRITON:
-    from tlazy_kernels import conv1d, epilogue, linear
+    from tlazy_kernels import conv1d, conv_transpose1d, epilogue, linear
 else:  # the operators exist all the same; every one of them is its twin
-    epilogue = conv1d = linear = reference  # type: ignore[misc]
+    epilogue = conv1d = conv_transpose1d = linear = reference  # type: ignore[misc]
 
 LIBRARY = torch.library.Library("tlazy", "DEF")
 _CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
@@ -157,6 +157,43 @@ def _fake_conv1d_grad_weight(
     return grad.new_empty(grad.shape[1], x.shape[1] // groups, kernel_size)
 
 
+def _conv_transpose1d_forward(run: Callable) -> Callable:
+    def conv_transpose1d_forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        padding: int,
+        output_padding: int,
+        dilation: int,
+        groups: int,
+        activation: str | None,
+        save: bool,
+    ) -> tuple[Tensor, Tensor]:
+        settings = (stride, padding, output_padding, dilation, groups)
+        pair = run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
+        return _present(x, pair)
+
+    return conv_transpose1d_forward
+
+
+def _fake_conv_transpose1d_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    output_padding: int,
+    dilation: int,
+    groups: int,
+    activation: str | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    settings = (stride, padding, output_padding, dilation, groups)
+    shape = checks.conv_transpose1d_shape(x, weight, bias, *settings, activation)
+    return x.new_empty(shape), x.new_empty(shape if save else 0)
+
+
 def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * x[0] * math.prod(weight)
 
@@ -215,4 +252,13 @@ _register(
     reference.conv1d_grad_weight,
     _fake_conv1d_grad_weight,
     lambda grad, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(out_shape),
+)
+_register(
+    "conv_transpose1d_forward(Tensor x, Tensor weight, Tensor? bias, int stride, int padding,"
+    " int output_padding, int dilation, int groups, str? activation, bool save_preactivation)"
+    " -> (Tensor y, Tensor preactivation)",
+    _conv_transpose1d_forward(conv_transpose1d.conv_transpose1d_forward),
+    _conv_transpose1d_forward(reference.conv_transpose1d_forward),
+    _fake_conv_transpose1d_forward,
+    lambda x, weight, *_, out_shape: 2 * x[0] * x[2] * math.prod(weight),
 )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlazy_kernels import checks, conv1d, epilogue, linear, roofline
+from tlazy_kernels import checks, conv1d, conv_transpose1d, epilogue, linear, roofline
 from tlazy_kernels.configs import TileConfig, dot_config
 from tlazy_kernels.roofline import Cost
 
@@ -34,6 +34,7 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from _linear(dtype, rows=131_072, inputs=1024, outputs=1024, activation="gelu")
     yield from _conv1d("conv1d", dtype, (32, 128, 32_768), (128, 128, 9), activation="gelu")
     yield from _conv1d("depthwise", dtype, (32, 2048, 4096), (2048, 1, 4), activation="gelu")
+    yield _conv_transpose1d(dtype, (32, 256, 8192), (256, 128, 8), stride=4, activation="gelu")
     yield _epilogue(dtype, "gelu")
 
 
@@ -149,6 +150,36 @@ def _conv1d(
         f"{noun}_grad_weight{tag}",
         lambda: conv1d.conv1d_grad_weight(grad, x, taps, *settings, config=config),
         roofline.conv1d_grad_weight(x_shape, weight_shape, **costs),
+    )
+
+
+def _conv_transpose1d(
+    dtype: torch.dtype,
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    *,
+    stride: int,
+    activation: str | None,
+    tag: str = "",
+) -> Case:
+    """One that makes its input `stride` times as long; its gradients are conv1d's launches."""
+    x, weight, bias = (_meta(*s, dtype=dtype) for s in (x_shape, weight_shape, weight_shape[1:2]))
+    settings = (stride, (weight_shape[2] - stride) // 2, 0, 1, 1)
+    shape = checks.conv_transpose1d_shape(x, weight, bias, *settings, activation)
+    return Case(
+        f"conv_transpose1d_forward{tag}",
+        lambda: conv_transpose1d.conv_transpose1d_forward(
+            x, weight, bias, *settings, activation=activation, save_preactivation=True
+        ),
+        roofline.conv_transpose1d_forward(
+            x_shape,
+            weight_shape,
+            dtype,
+            groups=1,
+            out_length=shape[2],
+            bias=True,
+            save_preactivation=True,
+        ),
     )
 
 

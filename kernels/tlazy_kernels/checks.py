@@ -118,7 +118,7 @@ def conv1d_shape(
         )
     batch, channels, length = x.shape
     out_channels, group_channels, taps = weight.shape
-    _check_settings(stride, padding, dilation, groups)
+    _check_settings("conv1d", stride, padding, dilation, groups)
     if out_channels < 1:
         raise RuntimeError(
             f"conv1d: weight of shape {_shape(weight)} must have at least 1 output channel"
@@ -152,7 +152,7 @@ def conv1d_grad_shapes(
         raise RuntimeError(
             f"conv1d: weight must have 3 dimensions, got shape {tuple(weight_shape)}"
         )
-    _check_settings(stride, padding, dilation, groups)
+    _check_settings("conv1d", stride, padding, dilation, groups)
     out_channels, _, taps = weight_shape
     out_length = _out_length(input_length, taps, stride, padding, dilation)
     if (
@@ -196,6 +196,86 @@ def conv1d_grad_weight_shape(
     return shape
 
 
+def conv_transpose1d_shape(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    output_padding: int,
+    dilation: int,
+    groups: int,
+    activation: str | None,
+) -> tuple[int, int, int]:
+    """Shape (N, C_out, L_out) of the way back from x (N, C_in, L) by weight (C_in, C_out/G, K).
+
+    Raises:
+        RuntimeError: for shapes, dtypes, devices or settings that do not fit.
+        ValueError: for an unknown activation.
+    """
+    op = "conv_transpose1d"
+    check_activation(activation)
+    if x.dim() != 3 or weight.dim() != 3:
+        raise RuntimeError(
+            f"{op}: x and weight must have 3 dimensions, got shapes {_shape(x)} and "
+            f"{_shape(weight)}"
+        )
+    _check_settings(op, stride, (padding, padding), dilation, groups)
+    if not 0 <= output_padding < max(stride, dilation):
+        raise RuntimeError(
+            f"{op}: output_padding must be at least 0 and smaller than stride (={stride}) or "
+            f"dilation (={dilation}), got {output_padding}"
+        )
+    batch, channels, length = x.shape
+    in_channels, group_out, taps = weight.shape
+    if min(weight.shape) < 1 or length < 1:
+        raise RuntimeError(
+            f"{op}: x of shape {_shape(x)} must have at least 1 sample, and weight of shape "
+            f"{_shape(weight)} no dimension of size 0"
+        )
+    if channels != in_channels:
+        raise RuntimeError(
+            f"{op}: weight of shape {_shape(weight)} expects {in_channels} input channels, got x "
+            f"of shape {_shape(x)} with {channels}"
+        )
+    if in_channels % groups:
+        raise RuntimeError(
+            f"{op}: in_channels (={in_channels}) must be divisible by groups (={groups})"
+        )
+    reach = dilation * (taps - 1) + 1
+    out_length = (length - 1) * stride + reach + output_padding - 2 * padding
+    if out_length < 1:
+        raise RuntimeError(
+            f"{op}: {length} samples with kernel_size={taps}, stride={stride}, dilation={dilation} "
+            f"and output_padding={output_padding} give {out_length + 2 * padding}, and padding "
+            f"(={padding}) cuts off {2 * padding}: none is left"
+        )
+    _check_bias(op, bias, group_out * groups)
+    same_kind(op, x=x, weight=weight, bias=bias)
+    return batch, group_out * groups, out_length
+
+
+def adjoint_conv1d(
+    out_length: int, padding: int, output_padding: int
+) -> tuple[int, tuple[int, int]]:
+    """The convolution whose input gradient a transposed one is: (samples, (left, right) padding).
+
+    Over the first `samples` of the transposed convolution's `out_length` outputs it has as many
+    positions as that has inputs; the outputs behind them no input reaches.
+
+    >>> adjoint_conv1d(10, padding=1, output_padding=1)
+    (10, (1, 0))
+    >>> adjoint_conv1d(10, padding=0, output_padding=2)
+    (8, (0, 0))
+    """
+    left, right, samples = padding, padding - output_padding, out_length
+    if right < 0:
+        right, samples = 0, samples + right
+        if samples < 0:  # the inputs reach only outputs that the left end's padding cuts off
+            left, samples = left + samples, 0
+    return samples, (left, right)
+
+
 def check_activation(activation: str | None) -> None:
     """Raise ValueError unless `activation` is None or one of the fused ones."""
     if activation is not None and activation not in ACTIVATIONS:
@@ -224,13 +304,15 @@ def same_kind(op: str, **tensors: Tensor | None) -> None:
             raise RuntimeError(f"{op}: not implemented for {tensor.dtype}, the dtype of {name}")
 
 
-def _check_settings(stride: int, padding: Sequence[int], dilation: int, groups: int) -> None:
+def _check_settings(
+    op: str, stride: int, padding: Sequence[int], dilation: int, groups: int
+) -> None:
     for name, value in (("stride", stride), ("dilation", dilation), ("groups", groups)):
         if value < 1:
-            raise RuntimeError(f"conv1d: {name} must be at least 1, got {value}")
+            raise RuntimeError(f"{op}: {name} must be at least 1, got {value}")
     if len(padding) != 2 or min(padding) < 0:
         raise RuntimeError(
-            f"conv1d: padding must be two sizes (left, right) of at least 0, got {tuple(padding)}"
+            f"{op}: padding must be two sizes (left, right) of at least 0, got {tuple(padding)}"
         )
 
 

@@ -1,6 +1,7 @@
 """The launchers' signatures in plain ATen: the ground truth for tests, and the ops on a CPU.
 
-See linear.py, conv1d.py and epilogue.py for shapes. Any floating dtype works, float64 included.
+See linear.py, conv1d.py, conv_transpose1d.py and epilogue.py for shapes. Any floating dtype
+works, float64 included.
 """
 
 from __future__ import annotations
@@ -119,6 +120,26 @@ def conv1d_grad_weight(
     return conv1d_weight(
         F.pad(x, tuple(padding)), shape, grad, stride, 0, dilation, groups
     ).contiguous()
+
+
+def conv_transpose1d_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    save_preactivation: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    checks.conv_transpose1d_shape(
+        x, weight, bias, stride, padding, output_padding, dilation, groups, activation
+    )
+    z = F.conv_transpose1d(x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _activated(z.contiguous(), activation, save_preactivation)
 
 
 def _activated(

@@ -154,6 +154,29 @@ def conv1d_grad_weight(
     return conv1d_forward(x_shape, weight_shape, dtype, out_length=out_length)
 
 
+def conv_transpose1d_forward(
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    groups: int,
+    out_length: int,
+    bias: bool = False,
+    save_preactivation: bool = False,
+) -> Cost:
+    """Cost of a transposed convolution of x (N, C_in, L) by weight (C_in, C_out / groups, K).
+
+    Each sample of x meets each of its channel's weights; products that padding cuts off count.
+
+    >>> conv_transpose1d_forward((1, 1, 3), (1, 1, 2), torch.float16, groups=1, out_length=4)
+    Cost(flops=12, bytes=18)
+    """
+    out_channels = weight_shape[1] * groups
+    elements = math.prod(x_shape) + math.prod(weight_shape) + bias * out_channels
+    elements += (1 + save_preactivation) * x_shape[0] * out_channels * out_length
+    return _cost(_conv1d_flops(x_shape, weight_shape, x_shape[2]), elements, dtype)
+
+
 def epilogue_backward(shape: Sequence[int], dtype: torch.dtype, *, activation: bool) -> Cost:
     """Memory cost of the pass over an output gradient (outer, channels, inner).
 

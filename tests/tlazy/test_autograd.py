@@ -25,6 +25,21 @@ CONVOLUTIONS = {
 }
 
 
+# (length, kernel_size, stride, padding, output_padding, dilation, groups, out_channels) likewise
+TRANSPOSED = {
+    "plain": (7, 3, 1, 0, 0, 1, 1, 4),
+    "upsampling": (6, 4, 2, 1, 0, 1, 1, 4),
+    "output-padded": (6, 3, 2, 1, 1, 1, 1, 4),
+    "samples-that-no-tap-reaches": (4, 2, 5, 0, 4, 1, 1, 4),
+    "output-padding-beyond-the-stride": (4, 3, 1, 1, 3, 4, 1, 4),
+    "bias-alone": (1, 1, 1, 2, 4, 5, 1, 4),
+    "dilated": (5, 3, 2, 2, 0, 3, 1, 4),
+    "grouped": (6, 3, 2, 1, 1, 1, 2, 4),
+    "depthwise": (6, 4, 2, 1, 0, 1, 6, 6),
+    "depthwise-divided": (6, 3, 2, 1, 0, 1, 2, 2),
+}
+
+
 def leaves(device, dtype):
     generator = torch.Generator().manual_seed(0)
 
@@ -120,6 +135,44 @@ def test_conv1d_operator_passes_gradcheck_in_float64(cpu_leaf, name, activation)
     call = lambda x, w, b: autograd.conv1d(x, w, b, *settings, groups, activation)  # noqa: E731
     assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_conv_transpose1d_derivatives_equal_torch(leaf, name, activation, exact_fp32):
+    length, taps, stride, padding, extra, dilation, groups, filters = TRANSPOSED[name]
+    act = ACTIVATIONS.get(activation, lambda z: z)
+    settings = (stride, padding, extra, groups, dilation)
+    with tlazy.backend("triton"):
+        assert_derivatives_equal(
+            lambda x, w, b: F.conv_transpose1d(x, w, b, *settings, activation=activation),
+            lambda x, w, b: act(tF.conv_transpose1d(x, w, b, *settings)),
+            [leaf(2, 6, length), leaf(6, filters // groups, taps), leaf(filters)],
+        )
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_conv_transpose1d_operator_passes_gradcheck_in_float64(cpu_leaf, name, activation):
+    length, taps, *settings, groups, filters = TRANSPOSED[name]
+    inputs = [cpu_leaf(2, 6, length), cpu_leaf(6, filters // groups, taps), cpu_leaf(filters)]
+
+    def call(x, w, b):
+        return autograd.conv_transpose1d(x, w, b, *settings, groups, activation)
+
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_conv_transpose1d_passes_gradcheck_in_float64_on_aten(cpu_leaf, groups):
+    inputs = [cpu_leaf(2, 6, 5), cpu_leaf(6, 4 // groups, 3), cpu_leaf(4)]
+
+    def call(x, w, b):
+        return F.conv_transpose1d(x, w, b, 2, 1, 1, groups, activation="silu")
+
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
 
 
 def test_stride_0_gradient_of_sum_gives_torchs_gradients(leaf, exact_fp32):

@@ -53,6 +53,11 @@ def hooks_of(model):
             torch.nn.LazyConv1d(4, 3, 2, 1, 2, 2, False, "circular"),
             torch.ones(6, 9),
         ),
+        (
+            nn.LazyConvTranspose1d(4, 3, 3, 1, 2, 2, False, 2),
+            torch.nn.LazyConvTranspose1d(4, 3, 3, 1, 2, 2, False, 2),
+            torch.ones(2, 6, 9),
+        ),
     ],
 )
 def test_lazy_layers_show_what_torchs_show_before_and_after(ours, theirs, x):
@@ -65,7 +70,7 @@ def test_lazy_layers_show_what_torchs_show_before_and_after(ours, theirs, x):
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert ours(x).shape == theirs(x).shape
     assert repr(ours) == repr(theirs)
-    assert type(ours) in (nn.Linear, nn.Conv1d)
+    assert type(ours) in (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)
     assert isinstance(ours, type(theirs))
     assert ours.weight.shape == theirs.weight.shape
     assert vars(ours).keys() - {"activation"} == vars(theirs).keys()
@@ -326,20 +331,68 @@ def test_tied_layers_with_inputs_of_different_width_are_refused():
     assert snapshot(net) == before
 
 
-def test_groups_are_checked_as_early_as_can_be():
+@pytest.mark.parametrize("make", [nn.LazyConv1d, nn.LazyConvTranspose1d])
+def test_groups_are_checked_as_early_as_can_be(make):
     with pytest.raises(ValueError, match=r"out_channels \(=4\).*groups \(=3\)"):
-        nn.LazyConv1d(4, 3, groups=3)
-    layer = nn.LazyConv1d(6, 3, groups=3)
+        make(4, 3, groups=3)
+    layer = make(6, 3, groups=3)
     before = snapshot(layer)
     with pytest.raises(ValueError, match=r"in_channels \(=4\).*groups \(=3\)"):
         layer(torch.ones(2, 4, 9))
     assert snapshot(layer) == before
-    assert layer(torch.ones(2, 6, 9)).shape == (2, 6, 7)
+    assert layer(torch.ones(2, 6, 9)).shape[:2] == (2, 6)
 
 
-def test_an_input_of_wrong_dimension_is_refused_as_by_torch():
-    for make in (nn.LazyConv1d, torch.nn.LazyConv1d):
-        layer = make(4, 3)
+def autoencoder():
+    return nn.Sequential(
+        nn.LazyConv1d(8, 4, stride=2, activation="gelu"),
+        nn.LazyConvTranspose1d(4, 4, stride=2, groups=2, activation="relu"),
+        nn.LazyConvTranspose1d(3, 1),
+    )
+
+
+def test_transposed_layers_in_a_tree_trace_materialize_and_load():
+    net, x = autoencoder(), series(2, 3, 18)
+    before = snapshot(net)
+    plan = tlazy.trace(net, x)
+    assert snapshot(net) == before
+    assert [row.outputs[0] for row in plan.rows if row.path] == [(2, 8, 8), (2, 4, 18), (2, 3, 18)]
+    assert [row.flops for row in plan.rows if row.path] == [
+        2 * 2 * 8 * (3 * 8 * 4),
+        2 * 2 * 8 * (8 * 2 * 4),
+        2 * 2 * 18 * (4 * 3),
+    ]
+    plan.materialize(seed=0)
+    assert [type(m) for m in net] == [nn.Conv1d, nn.ConvTranspose1d, nn.ConvTranspose1d]
+    assert net[1].weight.shape == (8, 2, 4)
+    assert net[1].weight.abs().max() <= (2 * 4) ** -0.5
+    fresh = autoencoder()
+    fresh.load_state_dict(net.state_dict())
+    assert (type(fresh[1]), fresh[1].in_channels) == (nn.ConvTranspose1d, 8)
+    assert torch.equal(fresh(x), net(x))
+    assert repr(fresh) == repr(net)
+
+
+def test_the_first_call_of_a_transposed_layer_may_choose_its_length():
+    layer = nn.LazyConvTranspose1d(4, 3, stride=3)
+    assert layer(torch.ones(2, 6, 5), output_size=[17]).shape == (2, 4, 17)
+    assert type(layer) is nn.ConvTranspose1d
+
+
+def test_a_lazy_transposed_layer_draws_the_weights_of_an_eager_one():
+    torch.manual_seed(0)
+    lazy = nn.LazyConvTranspose1d(4, 3)
+    lazy(torch.ones(2, 6, 5))
+    torch.manual_seed(0)
+    eager = nn.ConvTranspose1d(6, 4, 3)
+    assert torch.equal(lazy.weight, eager.weight)
+    assert torch.equal(lazy.bias, eager.bias)
+
+
+@pytest.mark.parametrize("name", ["LazyConv1d", "LazyConvTranspose1d"])
+def test_an_input_of_wrong_dimension_is_refused_as_by_torch(name):
+    for lib in (nn, torch.nn):
+        layer = getattr(lib, name)(4, 3)
         with pytest.raises(RuntimeError, match=r"Expected 2D \(unbatched\) or 3D \(batched\)"):
             layer(torch.ones(1, 2, 3, 4))
         assert layer.in_channels == 0
@@ -511,13 +564,14 @@ def test_loading_a_state_dict_materializes_class_and_sizes():
         (lambda: nn.LazyLinear(8), nn.Linear(5, 9)),
         (lambda: nn.LazyLinear(8), nn.Conv1d(5, 8, 3)),
         (lambda: nn.LazyConv1d(8, 5), nn.Conv1d(4, 8, 3)),
+        (lambda: nn.LazyConvTranspose1d(8, 5), nn.ConvTranspose1d(4, 8, 3)),
     ],
 )
 def test_a_state_dict_that_contradicts_the_constructor_is_refused(layer, bad, root, strict):
     net = root(layer())
     before = snapshot(net)
     state = {f"0.{name}": tensor for name, tensor in bad.state_dict().items()}
-    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight: .*\(\d+, .*\(8, "):
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight: .*\(\d+, .*8, "):
         net.load_state_dict(state, strict=strict)
     assert snapshot(net) == before
 
@@ -554,6 +608,11 @@ LAYERS = [
     (lambda lib: lib.LazyLinear(10), lambda lib: lib.Linear(5, 10), (4, 5)),
     (lambda lib: lib.LazyConv1d(16, 3, stride=2), lambda lib: lib.Conv1d(6, 16, 3, 2), (9, 6, 50)),
     (lambda lib: lib.LazyConv1d(16, 3, bias=False), lambda lib: lib.Conv1d(6, 16, 3), (6, 50)),
+    (
+        lambda lib: lib.LazyConvTranspose1d(16, 3, 3, groups=2),
+        lambda lib: lib.ConvTranspose1d(6, 16, 3, 3, groups=2),
+        (9, 6, 50),
+    ),
 ]
 
 

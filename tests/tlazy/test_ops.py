@@ -36,6 +36,11 @@ def samples(dtype: torch.dtype = torch.float32):
     yield ops.conv1d_forward, (x, depthwise, None, *settings, "gelu_tanh", True)
     yield ops.conv1d_grad_input, (g, depthwise, 11, *settings)
     yield ops.conv1d_grad_weight, (g, x, 3, *settings)
+    x, w = tensor(2, 6, 5), tensor(6, 2, 3)
+    settings = (2, 1, 1, 1, 2)
+    yield ops.conv_transpose1d_forward, (x, w, b, *settings, "gelu", True)
+    yield ops.conv_transpose1d_forward, (x, w, None, *settings, "relu", False)
+    yield ops.conv_transpose1d_forward, (x, w, b, 1, 1, 3, 4, 2, None, False)
     for activation in ("gelu", "relu"):
         yield ops.epilogue_backward, (g, tensor(2, 12, 10), activation, True)
     yield ops.epilogue_backward, (g, tensor(2, 12, 10), "sigmoid", False)
@@ -106,4 +111,21 @@ def test_operations_are_counted_as_torch_counts_its_own(device, groups):
     forward = 2 * (2 * 12 * 5 * 6 // groups * 3 + 7 * 12 * 5)
     assert counted("triton") == 3 * forward
     if groups == 1:  # torch counts a grouped convolution's input gradient as a dense one
+        assert counted("triton") == counted("aten")
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_operations_of_a_transposed_convolution_are_counted_as_torch_counts_its_own(device, groups):
+    x, w = (
+        torch.randn(s, device=device, requires_grad=True)
+        for s in ((2, 6, 11), (6, 12 // groups, 3))
+    )
+
+    def counted(backend):
+        with tlazy.backend(backend), FlopCounterMode(display=False) as counter:
+            F.conv_transpose1d(x, w, None, 2, 1, 1, groups, activation="relu").sum().backward()
+        return counter.get_total_flops()
+
+    assert counted("triton") == 3 * 2 * (2 * 11 * 6 * 12 // groups * 3)
+    if groups == 1:
         assert counted("triton") == counted("aten")

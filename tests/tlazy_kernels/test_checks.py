@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from tlazy_kernels import conv1d, environment, epilogue, linear, reference
+from tlazy_kernels import conv1d, conv_transpose1d, environment, epilogue, linear, reference
 
 ONE_DEVICE = "every tensor says that it is on the pretended GPU"
 
@@ -192,6 +192,52 @@ def test_conv1d_grad_weight_refuses_what_does_not_fit(call, ones):
         call(grad, x.half(), 3)
 
 
+@each(conv_transpose1d, "conv_transpose1d_forward")
+def test_conv_transpose1d_refuses_what_does_not_fit(call, ones):
+    x, weight = ones(2, 4, 9), ones(4, 6, 3)
+    with refused(RuntimeError, (4, 9), (4, 6, 3)):
+        call(ones(4, 9), weight)
+    with refused(RuntimeError, (2, 4, 9), (4, 6)):
+        call(x, ones(4, 6))
+    with refused(RuntimeError, "expects 5 input channels", (2, 4, 9), "with 4"):
+        call(x, ones(5, 6, 3))
+    with refused(RuntimeError, "in_channels (=4)", "groups (=3)"):
+        call(x, weight, groups=3)
+    for bad in (ones(4, 0, 3), ones(4, 6, 0), ones(0, 6, 3)):
+        with refused(RuntimeError, tuple(bad.shape), "size 0"):
+            call(x[:, : len(bad)], bad)
+    with refused(RuntimeError, (2, 4, 0), "at least 1 sample"):
+        call(x[:, :, :0], weight)
+    with refused(RuntimeError, "kernel_size=3", "give 11", "padding (=6) cuts off 12"):
+        call(x, weight, padding=6)
+    with refused(RuntimeError, "(12,)", (6,)):
+        call(x, weight, ones(6), groups=2)
+    with refused(RuntimeError, "weight is torch.float16"):
+        call(x, weight.half())
+    with refused(RuntimeError, "torch.int64"):
+        call(x.long(), weight.long())
+    with refused(ValueError, "'swish'"):
+        call(x, weight, activation="swish")
+
+
+@each(conv_transpose1d, "conv_transpose1d_forward")
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("stride", 0), ("dilation", -2), ("groups", 0), ("padding", -1), ("output_padding", -1)],
+)
+def test_conv_transpose1d_refuses_settings_out_of_range(call, setting, value, ones):
+    with refused(RuntimeError, f"conv_transpose1d: {setting}", value):
+        call(ones(2, 4, 9), ones(4, 6, 3), **{setting: value})
+
+
+@each(conv_transpose1d, "conv_transpose1d_forward")
+def test_output_padding_is_smaller_than_stride_or_dilation(call, ones):
+    x, weight = ones(2, 4, 9), ones(4, 6, 3)
+    with refused(RuntimeError, "stride (=2)", "dilation (=3)", "got 3"):
+        call(x, weight, stride=2, dilation=3, output_padding=3)
+    assert call(x, weight, stride=2, dilation=3, output_padding=2)[0].shape == (2, 6, 25)
+
+
 @each(epilogue, "epilogue_backward")
 def test_epilogue_backward_refuses_what_does_not_fit(call, ones):
     grad = ones(2, 3, 4)
@@ -230,6 +276,9 @@ LAUNCHES = {
     "conv1d_forward": lambda t: conv1d.conv1d_forward(t(2, 3, 5), t(4, 3, 2)),
     "conv1d_grad_input": lambda t: conv1d.conv1d_grad_input(t(2, 4, 4), t(4, 3, 2), 5),
     "conv1d_grad_weight": lambda t: conv1d.conv1d_grad_weight(t(2, 4, 4), t(2, 3, 5), 2),
+    "conv_transpose1d_forward": lambda t: conv_transpose1d.conv_transpose1d_forward(
+        t(2, 3, 5), t(3, 4, 2)
+    ),
     "epilogue_backward": lambda t: epilogue.epilogue_backward(t(2, 3, 4), None, None, bias=True),
 }
 every_launch = pytest.mark.parametrize("launched", LAUNCHES.values(), ids=LAUNCHES)

@@ -7,7 +7,7 @@ from tlazy_kernels import checks, roofline
 from tlazy_kernels.roofline import DEVICES, Cost, Device
 
 # An H200 as measured (a large copy; a large cuBLAS product), not as on its datasheet.
-MEASURED = Device("measured", 4.3e12, {"bfloat16": 790e12}, "copy and cuBLAS")
+MEASURED = Device("measured", 4.3e12, {"bfloat16": 790e12, "tf32": 395e12}, "copy and cuBLAS")
 
 
 def conv(batch, channels, filters, taps, length, *, stride=1, padding=(0, 0), dilation=1, groups=1):
@@ -32,6 +32,31 @@ def conv(batch, channels, filters, taps, length, *, stride=1, padding=(0, 0), di
 )
 def test_floor_of_a_known_layer_is_what_was_worked_out_elsewhere(cost, microseconds):
     assert cost.floor(MEASURED, "bfloat16") * 1e6 == pytest.approx(microseconds, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "taps", "settings", "milliseconds"),
+    [
+        pytest.param((32, 32, 131072), 64, 5, (1, 0, 0, 3, 1), 0.375, id="KernelBench 1/74"),
+        pytest.param((16, 32, 131072), 64, 3, (2, 1, 0, 2, 1), 0.312, id="KernelBench 1/79"),
+    ],
+)
+def test_floor_of_a_transposed_convolution_is_what_was_worked_out_elsewhere(
+    shape, filters, taps, settings, milliseconds
+):
+    x = torch.empty(shape, device="meta")
+    weight = torch.empty(shape[1], filters, taps, device="meta")
+    out = checks.conv_transpose1d_shape(x, weight, None, *settings, None)
+    cost = roofline.conv_transpose1d_forward(
+        shape, weight.shape, torch.float32, groups=1, out_length=out[2]
+    )
+    assert cost.floor(MEASURED, "tf32") * 1e3 == pytest.approx(milliseconds, rel=0.01)
+
+
+def test_a_transposed_convolution_costs_what_its_adjoints_input_gradient_costs():
+    x, weight, samples = (2, 6, 11), (6, 4, 3), 23
+    cost = roofline.conv_transpose1d_forward(x, weight, torch.float16, groups=2, out_length=samples)
+    assert cost == roofline.conv1d_grad_input((2, 8, samples), weight, torch.float16, out_length=11)
 
 
 def test_floor_is_the_longer_of_arithmetic_and_traffic():

@@ -87,11 +87,7 @@ class Operation:
         raise NotImplementedError
 
     def fused(self, *tensors: Tensor) -> Tensor:
-        """By tlazy, with as much fused into its kernels as fits.
-
-        Raises:
-            Unsupported: where tlazy has no such operation.
-        """
+        """By tlazy, with as much fused into its kernels as fits."""
         raise NotImplementedError
 
     def cost(self, dtype: torch.dtype, which: Pass) -> Cost:
@@ -296,10 +292,7 @@ class ConvTranspose1d(Operation):
         return self._run(torch_functional.conv_transpose1d, *tensors)
 
     def fused(self, *tensors: Tensor) -> Tensor:
-        ours = getattr(tlazy_functional, "conv_transpose1d", None)
-        if ours is None:
-            raise Unsupported("tlazy has no conv_transpose1d")
-        return self._run(ours, *tensors)
+        return self._run(tlazy_functional.conv_transpose1d, *tensors)
 
     def forward_flops(self) -> int:
         taps = self.in_channels * self.kernel_size

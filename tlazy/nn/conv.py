@@ -1,20 +1,21 @@
-"""Conv1d layers with a fused activation."""
+"""Convolutions, transposed ones, and their lazy forms, with a fused activation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tlazy import init
 from tlazy.nn import functional as F
+from tlazy.nn.layer import Layer
 from tlazy.nn.lazy import LazyModuleMixin
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
-class Conv1d(torch.nn.Conv1d):
+class Conv1d(Layer, torch.nn.Conv1d):
     """``torch.nn.Conv1d`` with the activation in the same kernel, and causal padding.
 
     Args:
@@ -32,8 +33,6 @@ class Conv1d(torch.nn.Conv1d):
     >>> nn.Conv1d(3, 8, 5, padding="causal", activation="relu")(torch.randn(2, 3, 50)).shape
     torch.Size([2, 8, 50])
     """
-
-    activation: F.Activation | None
 
     def __init__(
         self,
@@ -72,14 +71,6 @@ class Conv1d(torch.nn.Conv1d):
             self._reversed_padding_repeated_twice = [left, 0]
         self.activation = activation
 
-    def reset_parameters(self) -> None:
-        """Draw a new seed from the global CPU generator and new weights from that seed."""
-        init.fan_in_uniform_(self.weight, self.bias, seed=init.draw_seed())
-
-    def has_uninitialized_params(self) -> bool:
-        """As a lazy layer's: who asks need not know whether this was one."""
-        return False
-
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # torch keeps tuples of any length; here each has one element.
         stride: Any = self.stride
@@ -101,12 +92,137 @@ class Conv1d(torch.nn.Conv1d):
             activation=self.activation,
         )
 
-    def extra_repr(self) -> str:
-        text = super().extra_repr()
-        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+class ConvTranspose1d(Layer, torch.nn.ConvTranspose1d):
+    """``torch.nn.ConvTranspose1d`` with the activation in the same kernel.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias,
+            dilation, padding_mode, device, dtype: as in ``torch.nn.ConvTranspose1d``.
+        activation: ``"relu"``, ``"gelu"``, ``"gelu_tanh"``, ``"silu"``, ``"sigmoid"``,
+            ``"tanh"`` or None.
+
+    Shape: (N, in_channels, L) to (N, out_channels, L_out), or without N.
+
+    >>> import torch
+    >>> from tlazy import nn
+    >>> up = nn.ConvTranspose1d(8, 3, 4, stride=2, padding=1, activation="gelu")
+    >>> up(torch.randn(2, 8, 50)).shape
+    torch.Size([2, 3, 100])
+    >>> up(torch.randn(2, 8, 50), output_size=[101]).shape
+    torch.Size([2, 3, 101])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: int | tuple[int] = 0,
+        output_padding: int | tuple[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int] = 1,
+        padding_mode: PaddingMode = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: F.Activation | None = None,
+    ) -> None:
+        F.check_activation(activation)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.activation = activation
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """The transposed convolution of `input`.
+
+        Args:
+            output_size: (L_out,), (C_out, L_out) or (N, C_out, L_out) as `input` has dimensions, to
+                choose among the `stride` lengths that a convolution turns into `input`'s; instead
+                of `output_padding`.
+
+        Raises:
+            ValueError: for a length that is none of those.
+        """
+        # torch keeps tuples of any length; here each has one element.
+        stride: Any = self.stride
+        padding: Any = self.padding
+        dilation: Any = self.dilation
+        kernel_size: Any = self.kernel_size
+        sizes: Any = output_size
+        output_padding: Any = self._output_padding(
+            input, sizes, stride, padding, kernel_size, 1, dilation
+        )
+        return F.conv_transpose1d(
+            input,
+            self.weight,
+            self.bias,
+            stride,
+            padding,
+            output_padding,
+            self.groups,
+            dilation,
+            activation=self.activation,
+        )
 
 
-class LazyConv1d(LazyModuleMixin, Conv1d):
+class _LazyConv(LazyModuleMixin):
+    """Lazy ``in_channels`` of a convolution or a transposed one."""
+
+    def initialize_parameters(self, input: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Give the parameters the shapes that `input`, (N, in_channels, L), asks for.
+
+        Raises:
+            RuntimeError: unless `input` has 2 (unbatched) or 3 dimensions.
+            ValueError: where `groups` does not divide in_channels.
+        """
+        if input.dim() not in (2, 3):
+            raise RuntimeError(
+                f"Expected 2D (unbatched) or 3D (batched) input to {type(self).__name__}, but "
+                f"got input of size: {input.shape}"
+            )
+        conv: Any = self
+        in_channels = input.shape[-2]
+        if in_channels % conv.groups != 0:
+            raise ValueError(
+                f"in_channels (={in_channels}) must be divisible by groups (={conv.groups})"
+            )
+        first, second = conv.out_channels, in_channels
+        if conv.transposed:
+            first, second = second, first
+        weight = (first, second // conv.groups, *conv.kernel_size)
+        self.shape_parameters(weight, (conv.out_channels,))
+        conv.in_channels = in_channels
+        self.reset_parameters()
+
+    def _wait_for_channels(
+        self, out_channels: int, bias: bool, device: Any, dtype: torch.dtype | None
+    ) -> None:
+        """The rest of a constructor, which has passed 0 channels and no bias to its super class."""
+        conv: Any = self
+        if out_channels % conv.groups != 0:
+            raise ValueError(
+                f"out_channels (={out_channels}) must be divisible by groups (={conv.groups})"
+            )
+        conv.out_channels = out_channels
+        self.add_placeholders(bias, device, dtype)
+
+
+class LazyConv1d(_LazyConv, Conv1d):
     """:class:`Conv1d` that learns ``in_channels`` from its first input, or from a checkpoint.
 
     Until then ``weight`` and ``bias`` are ``UninitializedParameter`` and ``in_channels`` is 0;
@@ -159,31 +275,62 @@ class LazyConv1d(LazyModuleMixin, Conv1d):
             padding_mode,
             activation=activation,
         )
-        if out_channels % groups != 0:
-            raise ValueError(
-                f"out_channels (={out_channels}) must be divisible by groups (={groups})"
-            )
-        self.out_channels = out_channels
-        self.add_placeholders(bias, device, dtype)
+        self._wait_for_channels(out_channels, bias, device, dtype)
 
-    def initialize_parameters(self, input: Tensor) -> None:
-        """Give the parameters the shapes that `input`, (N, in_channels, L), asks for.
 
-        Raises:
-            RuntimeError: unless `input` has 2 (unbatched) or 3 dimensions.
-            ValueError: where `groups` does not divide in_channels.
-        """
-        if input.dim() not in (2, 3):
-            raise RuntimeError(
-                f"Expected 2D (unbatched) or 3D (batched) input to {type(self).__name__}, but "
-                f"got input of size: {input.shape}"
-            )
-        in_channels = input.shape[-2]
-        if in_channels % self.groups != 0:
-            raise ValueError(
-                f"in_channels (={in_channels}) must be divisible by groups (={self.groups})"
-            )
-        weight = (self.out_channels, in_channels // self.groups, *self.kernel_size)
-        self.shape_parameters(weight, (self.out_channels,))
-        self.in_channels = in_channels
-        self.reset_parameters()
+class LazyConvTranspose1d(_LazyConv, ConvTranspose1d):
+    """:class:`ConvTranspose1d` that learns ``in_channels`` from its first input, or a checkpoint.
+
+    Until then ``weight`` and ``bias`` are ``UninitializedParameter`` and ``in_channels`` is 0;
+    afterwards the class is :class:`ConvTranspose1d`.
+
+    Args:
+        out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
+            padding_mode, device, dtype, activation: as in :class:`ConvTranspose1d`.
+
+    Shape: (N, any, L) to (N, out_channels, L_out), or without N.
+
+    Raises:
+        ValueError: where `groups` does not divide `out_channels`.
+
+    >>> import torch
+    >>> from tlazy import nn
+    >>> layer = nn.LazyConvTranspose1d(8, 4, stride=2, padding=1)
+    >>> layer(torch.randn(2, 5, 50)).shape
+    torch.Size([2, 8, 100])
+    >>> layer.weight.shape
+    torch.Size([5, 8, 4])
+    """
+
+    cls_to_become = ConvTranspose1d
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: int | tuple[int] = 0,
+        output_padding: int | tuple[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int] = 1,
+        padding_mode: PaddingMode = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: F.Activation | None = None,
+    ) -> None:
+        super().__init__(
+            0,
+            0,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            False,
+            dilation,
+            padding_mode,
+            activation=activation,
+        )
+        self._wait_for_channels(out_channels, bias, device, dtype)

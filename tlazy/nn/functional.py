@@ -1,4 +1,4 @@
-"""Linear and conv1d with a fused activation: ``torch.nn.functional`` plus one argument."""
+"""Linear and convolutions with a fused activation: ``torch.nn.functional`` plus one argument."""
 
 from __future__ import annotations
 
@@ -108,6 +108,65 @@ def conv1d(
     return autograd.conv1d(x, weight, bias, step, zeros, spread, groups, activation)
 
 
+def conv_transpose1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int] = 1,
+    padding: int | tuple[int] = 0,
+    output_padding: int | tuple[int] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int] = 1,
+    *,
+    activation: Activation | None = None,
+) -> Tensor:
+    """``activation(conv_transpose1d(x, weight) + bias)`` in one kernel.
+
+    Args:
+        x: shape (N, C_in, L) or (C_in, L), any strides.
+        weight: shape (C_in, C_out / groups, K).
+        bias: shape (C_out,), or None.
+        stride, dilation: in samples of the output.
+        padding: samples cut off both ends of the output.
+        output_padding: samples added to the output's right end; smaller than stride or dilation.
+        groups: divides C_in and C_out.
+        activation: as in :func:`linear`.
+
+    Returns:
+        shape (N, C_out, L_out) or (C_out, L_out), dtype of `x` (of the autocast region, inside
+        one), with
+        L_out = (L - 1) * stride - 2 * padding + dilation * (K - 1) + output_padding + 1.
+
+    Raises:
+        RuntimeError: as ``torch.nn.functional.conv_transpose1d`` does.
+        TypeError: for a padding in words.
+        ValueError: for an unknown activation.
+
+    >>> import torch, tlazy.nn.functional as F
+    >>> F.conv_transpose1d(torch.ones(2, 3, 10), torch.ones(3, 4, 8), stride=4, padding=2).shape
+    torch.Size([2, 4, 40])
+    """
+    check_activation(activation)
+    if not uses_triton(x):
+        y = torch.nn.functional.conv_transpose1d(
+            x, weight, bias, stride, padding, output_padding, groups, dilation
+        )
+        return y if activation is None else ACTIVATIONS[activation](y)
+    x, weight, bias = _autocast(x, weight, bias)
+    y = autograd.conv_transpose1d(
+        x.unsqueeze(0) if x.dim() == 2 else x,
+        weight,
+        bias,
+        _single("stride", stride),
+        _single("padding", padding),
+        _single("output_padding", output_padding),
+        _single("dilation", dilation),
+        groups,
+        activation,
+    )
+    return y.squeeze(0) if x.dim() == 2 else y
+
+
 def causal_padding(kernel_size: int, dilation: int) -> int:
     """Zeros to the left that make a convolution look only backwards."""
     return dilation * (kernel_size - 1)
@@ -150,10 +209,12 @@ def _zeros_around(padding: Padding, kernel_size: int, stride: int, dilation: int
 
 
 def _single(name: str, value: int | tuple[int, ...]) -> int:
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be an int or have one element, got {value!r}")
     if not isinstance(value, Sequence):
         return operator.index(value)
     if len(value) != 1:
-        raise RuntimeError(f"conv1d: {name} must be an int or have one element, got {value}")
+        raise RuntimeError(f"{name} must be an int or have one element, got {value}")
     return operator.index(value[0])
 
 
@@ -167,3 +228,4 @@ def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
 # Tracers by proxies, which cannot follow the checks, keep the calls as they are.
 torch.fx.wrap("linear")
 torch.fx.wrap("conv1d")
+torch.fx.wrap("conv_transpose1d")

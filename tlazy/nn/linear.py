@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlazy import init
 from tlazy.nn import functional as F
+from tlazy.nn.layer import Layer
 from tlazy.nn.lazy import LazyModuleMixin
 
 
-class Linear(torch.nn.Linear):
+class Linear(Layer, torch.nn.Linear):
     """``torch.nn.Linear`` with the activation in the same kernel.
 
     Args:
@@ -31,8 +31,6 @@ class Linear(torch.nn.Linear):
     torch.Size([2, 8])
     """
 
-    activation: F.Activation | None
-
     def __init__(
         self,
         in_features: int,
@@ -47,20 +45,8 @@ class Linear(torch.nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = activation
 
-    def reset_parameters(self) -> None:
-        """Draw a new seed from the global CPU generator and new weights from that seed."""
-        init.fan_in_uniform_(self.weight, self.bias, seed=init.draw_seed())
-
-    def has_uninitialized_params(self) -> bool:
-        """As a lazy layer's: who asks need not know whether this was one."""
-        return False
-
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight, self.bias, activation=self.activation)
-
-    def extra_repr(self) -> str:
-        text = super().extra_repr()
-        return text if self.activation is None else f"{text}, activation={self.activation!r}"
 
 
 class LazyLinear(LazyModuleMixin, Linear):  # type: ignore[misc]

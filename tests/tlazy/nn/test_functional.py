@@ -1,4 +1,4 @@
-"""linear and conv1d against torch.nn.functional, on both implementations."""
+"""linear, conv1d and conv_transpose1d against torch.nn.functional, on both implementations."""
 
 import numpy as np
 import pytest
@@ -92,9 +92,51 @@ def test_conv1d_takes_groups_and_unbatched_input(backend, device, exact_fp32, gr
     assert_equal_to_torch(found.cpu(), tF.silu(tF.conv1d(x, w, padding="same", groups=groups)))
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 4), (3, 4), (0, 3, 4)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"stride": (2,), "padding": 2, "output_padding": (1,)},
+        {"stride": 3, "padding": (1,), "output_padding": 2, "groups": 3, "dilation": (4,)},
+        {"stride": 2, "padding": 1, "output_padding": 1, "dilation": 2},
+        {"dilation": 3, "output_padding": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_conv_transpose1d_takes_what_torchs_takes(
+    backend, device, exact_fp32, shape, settings, bias
+):
+    x, w = torch.randn(shape), torch.randn(3, 2, 4)
+    b = torch.randn(2 * settings.get("groups", 1)) if bias else None
+    expected = tF.conv_transpose1d(x, w, b, **settings)
+    on_device = None if b is None else b.to(device)
+    found = F.conv_transpose1d(x.to(device), w.to(device), on_device, **settings)
+    assert_equal_to_torch(found.cpu(), expected)
+
+
+def test_conv_transpose1d_takes_its_arguments_in_torchs_order(backend, device, exact_fp32):
+    x, w, b = torch.randn(2, 6, 5), torch.randn(6, 2, 3), torch.randn(4)
+    settings = (4, 1, 3, 2, 2)  # stride, padding, output_padding, groups, dilation
+    found = F.conv_transpose1d(x.to(device), w.to(device), b.to(device), *settings)
+    assert_equal_to_torch(found.cpu(), tF.conv_transpose1d(x, w, b, *settings))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_conv_transpose1d_applies_the_activation(backend, device, exact_fp32, activation):
+    x, w = torch.randn(2, 3, 9), torch.randn(3, 4, 4)
+    found = F.conv_transpose1d(x.to(device), w.to(device), stride=2, activation=activation)
+    expected = ACTIVATIONS[activation](tF.conv_transpose1d(x, w, stride=2))
+    assert_equal_to_torch(found.cpu(), expected)
+
+
 def test_channels_last_input_is_taken_as_it_lies(backend, device, exact_fp32):
     x, w = torch.randn(2, 10, 3).transpose(1, 2), torch.randn(4, 3, 3)
     assert_equal_to_torch(F.conv1d(x.to(device), w.to(device)).cpu(), tF.conv1d(x, w))
+    w = torch.randn(3, 4, 3)
+    found = F.conv_transpose1d(x.to(device), w.to(device), stride=2)
+    assert_equal_to_torch(found.cpu(), tF.conv_transpose1d(x, w, stride=2))
 
 
 def test_double_precision_runs_aten_where_nothing_else_is_asked_for(device):
@@ -103,15 +145,17 @@ def test_double_precision_runs_aten_where_nothing_else_is_asked_for(device):
     torch.testing.assert_close(found, torch.tanh(tF.conv1d(x, w)))
 
 
-@pytest.mark.parametrize("function", ["linear", "conv1d"])
+@pytest.mark.parametrize("function", ["linear", "conv1d", "conv_transpose1d"])
 def test_autocast_sets_the_output_dtype(backend, device, function):
     dtype = torch.float16
     x, w = torch.randn(2, 3, 9, device=device), torch.randn(4, 3, 3, device=device)
     with torch.autocast(device, dtype):
         if function == "linear":
             assert F.linear(x, w[:, 0].repeat(1, 3), activation="relu").dtype is dtype
-        else:
+        elif function == "conv1d":
             assert F.conv1d(x, w, activation="relu").dtype is dtype
+        else:
+            assert F.conv_transpose1d(x, w[:3], activation="relu").dtype is dtype
 
 
 def zeros(*shape):
@@ -167,6 +211,51 @@ def test_bad_arguments_raise_what_torch_raises(backend, device, name):
         torchs(*args)
     with pytest.raises(expected.type):
         function(*args)
+
+
+# What does not fit x (2, 4, 5) and weight (4, 3, 3): other tensors, other settings.
+BAD_TRANSPOSED = {
+    "channels": {"weight": zeros(5, 3, 3)},
+    "groups": {"groups": 3},
+    "no groups": {"groups": 0},
+    "bias": {"bias": zeros(4)},
+    "bias of a group": {"bias": zeros(3), "groups": 2},
+    "bias dims": {"bias": zeros(3, 1)},
+    "stride": {"stride": 0},
+    "dilation": {"dilation": 0},
+    "padding": {"padding": -1},
+    "output padding": {"output_padding": -1},
+    "output padding of the stride": {"stride": 2, "output_padding": 2},
+    "output padding of both": {"stride": 3, "output_padding": 3, "dilation": 3},
+    "nothing left": {"padding": 4},
+    "dims": {"x": zeros(1, 2, 4, 5)},
+    "one dim": {"x": zeros(5)},
+    "scalar": {"x": zeros()},
+    "unbatched channels": {"x": zeros(5, 5)},
+    "weight dims": {"weight": zeros(4, 3)},
+    "more weight dims": {"weight": zeros(4, 3, 3, 1)},
+    "dtype": {"weight": zeros(4, 3, 3).half()},
+    "no samples": {"x": zeros(2, 4, 0)},
+    "no channels": {"x": zeros(2, 0, 5), "weight": zeros(0, 3, 3)},
+    "no filters": {"weight": zeros(4, 0, 3)},
+    "no taps": {"weight": zeros(4, 3, 0)},
+    "two strides": {"stride": (1, 2)},
+    "no stride": {"stride": ()},
+    "two output paddings": {"output_padding": (1, 1), "stride": 2},
+    "word": {"padding": "same"},
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRANSPOSED)
+def test_conv_transpose1d_raises_what_torch_raises(backend, device, name):
+    change = BAD_TRANSPOSED[name]
+    settings = {"x": zeros(2, 4, 5), "weight": zeros(4, 3, 3), **change}
+    settings = {k: v.to(device) if torch.is_tensor(v) else v for k, v in settings.items()}
+    x, weight = settings.pop("x"), settings.pop("weight")
+    with pytest.raises((RuntimeError, TypeError)) as expected:
+        tF.conv_transpose1d(x, weight, **settings)
+    with pytest.raises(expected.type):
+        F.conv_transpose1d(x, weight, **settings)
 
 
 def test_unknown_activation_is_named_with_the_known_ones(backend, device):

@@ -1,4 +1,4 @@
-"""Linear and Conv1d are torch.nn's layers with one argument more."""
+"""Linear, Conv1d and ConvTranspose1d are torch.nn's layers with one argument more."""
 
 import inspect
 
@@ -12,6 +12,7 @@ from tlazy_kernels.reference import ACTIVATIONS
 LAYERS = {
     "linear": (nn.Linear, torch.nn.Linear, (7, 4), (5, 7)),
     "conv1d": (nn.Conv1d, torch.nn.Conv1d, (6, 4, 3), (2, 6, 11)),
+    "conv_transpose1d": (nn.ConvTranspose1d, torch.nn.ConvTranspose1d, (6, 4, 3, 2), (2, 6, 11)),
 }
 
 
@@ -48,6 +49,7 @@ def test_initial_weights_have_torchs_distribution():
     for ours, torchs, args in (
         (nn.Linear, torch.nn.Linear, (64, 4096)),
         (nn.Conv1d, torch.nn.Conv1d, (16, 4096, 4)),
+        (nn.ConvTranspose1d, torch.nn.ConvTranspose1d, (256, 4096, 4, 1, 0, 0, 256)),
     ):
         mine, theirs = ours(*args), torchs(*args)
         for name in ("weight", "bias"):
@@ -109,13 +111,56 @@ def test_causal_conv1d_pads_the_left_in_every_mode(mode):
 
 
 @pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize("shape", [(2, 6, 7), (6, 7)], ids=["batched", "unbatched"])
+@pytest.mark.parametrize("size", [15, 16, 17])
+def test_conv_transpose1d_chooses_its_length_as_torchs(device, exact_fp32, backend, shape, size):
+    layer = nn.ConvTranspose1d(6, 4, 5, 3, padding=4, groups=2, dilation=2, device=device)
+    theirs = torch.nn.ConvTranspose1d(6, 4, 5, 3, padding=4, groups=2, dilation=2)
+    theirs.load_state_dict(layer.state_dict())
+    smallest = layer(torch.zeros(shape, device=device)).shape[-1]
+    assert smallest == theirs(torch.zeros(shape)).shape[-1]
+    size += smallest - 15
+    x = torch.randn(shape)
+    for output_size in ([size], [4, size], (2, 4, size)):
+        if len(output_size) > 1 and len(output_size) != len(shape):
+            continue
+        with tlazy.backend(backend):
+            found = layer(x.to(device), output_size=output_size).cpu()
+        expected = theirs(x, output_size=list(output_size))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("output_size", [[18], [14], [3, 3, 3, 3]], ids=str)
+def test_conv_transpose1d_refuses_lengths_that_torchs_refuses(output_size):
+    for lib in (nn, torch.nn):
+        layer = lib.ConvTranspose1d(3, 4, 3, stride=3)
+        with pytest.raises(ValueError, match=r"output.size"):
+            layer(torch.zeros(2, 3, 5), output_size=output_size)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"padding_mode": "reflect"}, {"groups": 2}, {"groups": 0}],
+    ids=str,
+)
+def test_conv_transpose1d_refuses_at_construction_what_torchs_refuses(settings):
+    errors = []
+    for lib in (nn, torch.nn):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            lib.ConvTranspose1d(3, 4, 3, **settings)
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_network_compiles_whole_and_trains_alike(device, exact_fp32, backend):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv1d(3, 4, 3, padding="same", activation="gelu"),
         nn.Conv1d(4, 4, 3, groups=4, padding="causal", activation="relu"),
+        nn.ConvTranspose1d(4, 3, 2, stride=2, output_padding=1, activation="silu"),
         torch.nn.Flatten(),
-        nn.Linear(4 * 11, 5, activation="silu"),
+        nn.Linear(3 * 23, 5, activation="silu"),
     ).to(device)
     x = torch.randn(2, 3, 11, device=device)
     parameters = list(net.parameters())
@@ -130,26 +175,29 @@ def test_network_compiles_whole_and_trains_alike(device, exact_fp32, backend):
 @pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_network_exports_and_gives_the_same(device, backend):
     net = nn.Sequential(
-        nn.Conv1d(3, 4, 3, padding="same", activation="gelu"), nn.Conv1d(4, 2, 3)
+        nn.Conv1d(3, 4, 3, padding="same", activation="gelu"), nn.ConvTranspose1d(4, 2, 3, 2)
     ).to(device)
     x = torch.randn(2, 3, 11, device=device)
     batch = torch.export.Dim("batch", min=2, max=64)
     with tlazy.backend(backend):
         program = torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert ("tlazy.conv1d_forward.default" in called) == (backend == "triton")
+    ours = {"tlazy.conv1d_forward.default", "tlazy.conv_transpose1d_forward.default"}
+    assert called & ours == (ours if backend == "triton" else set())
     x = torch.randn(5, 3, 11, device=device)
     with tlazy.backend(backend):
         torch.testing.assert_close(program.module()(x), net(x))
 
 
 def test_fx_keeps_the_calls_whole():
-    net = nn.Sequential(nn.Conv1d(3, 4, 3, activation="relu"), nn.Linear(9, 2))
+    up = nn.ConvTranspose1d(4, 4, 3)
+    net = nn.Sequential(nn.Conv1d(3, 4, 3, activation="relu"), up, nn.Linear(11, 2))
     graph = torch.fx.symbolic_trace(net)
     x = torch.randn(2, 3, 11)
     assert torch.equal(graph(x), net(x))
     targets = {node.target for node in graph.graph.nodes if node.op == "call_function"}
-    assert targets == {tlazy.nn.functional.conv1d, tlazy.nn.functional.linear}
+    F = tlazy.nn.functional
+    assert {F.conv1d, F.conv_transpose1d, F.linear} <= targets
 
 
 def test_layers_can_be_built_of_fake_tensors(pair):
