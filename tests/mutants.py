@@ -95,6 +95,8 @@ MUTANTS = [
         "split runs into the next", "conv1d", "tl.minimum(first + rows_per_split, rows)", "rows"
     ),
     Mutant("bias unmasked", "conv1d", "stride_bias, mask=f < F, other=0.0", "stride_bias", "ttsem"),
+    Mutant("cut at the ends forgotten", "conv_transpose1d", "(padding, padding)", "(0, 0)"),
+    Mutant("transposed without its bias", "conv_transpose1d", "bias=bias", "bias=None"),
     Mutant(
         "product in the input's dtype",
         "depthwise",

@@ -61,7 +61,7 @@ def backend(name: BackendName) -> Iterator[None]:
 
 
 def backend_of(x: Tensor) -> Backend:
-    """What :func:`tlazy.nn.functional.linear` and ``conv1d`` would run for `x` now, and why.
+    """What the functions of ``tlazy.nn.functional`` would run for `x` now, and why.
 
     Raises:
         RuntimeError: where ``tlazy.backend("triton")`` is asked for and cannot be had.

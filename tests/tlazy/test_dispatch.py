@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tlazy
 import tlazy.nn.functional as F
@@ -63,6 +64,51 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
         tlazy.backend("cuda"),
     ):
         pass
+
+
+class Operators(TorchDispatchMode):
+    """Names of tlazy's operators that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "tlazy":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@needs_no_gpu
+@pytest.mark.parametrize(
+    ("name", "weight"), [("conv1d", (4, 3, 2)), ("conv_transpose1d", (3, 4, 2))]
+)
+def test_convolutions_run_what_was_asked_for(name, weight):
+    function, x, w = getattr(F, name), torch.zeros(2, 3, 9), torch.zeros(weight)
+    for requested, expected in (("auto", []), ("aten", []), ("triton", [f"{name}_forward"])):
+        with tlazy.backend(requested), Operators() as ran:
+            function(x, w)
+        assert ran.names == expected
+    with tlazy.backend("triton"), pytest.raises(RuntimeError, match=r"torch\.float64"):
+        function(x.double(), w.double())
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_conv_transpose1d_runs_in_torch_func_transforms_and_forward_mode(device, groups):
+    x, w = torch.randn(5, 1, 3, 4, device=device), torch.randn(3, 2, 3, device=device)
+
+    def call(x):
+        return F.conv_transpose1d(x, w, None, 2, 1, 1, groups, activation="tanh")
+
+    torch.testing.assert_close(torch.func.vmap(call)(x), torch.stack([call(part) for part in x]))
+    tangent = torch.randn_like(x[0])
+    expected = torch.func.jvp(call, (x[0],), (tangent,))[1]
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(call(forward_ad.make_dual(x[0], tangent))).tangent
+    torch.testing.assert_close(found, expected)
+    step = 1e-2
+    slope = (call(x[0] + step * tangent) - call(x[0] - step * tangent)) / (2 * step)
+    torch.testing.assert_close(expected, slope, rtol=0.02, atol=5e-3)
 
 
 def test_a_torch_func_transform_runs_aten_and_says_so():

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import tlazy
 from tlazy import nn
@@ -172,19 +173,44 @@ def test_network_compiles_whole_and_trains_alike(device, exact_fp32, backend):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stride": 2, "padding": 1, "output_padding": 1},
+        {"stride": 2, "output_padding": 1},
+        {"padding": 2, "output_padding": 4, "dilation": 5},
+    ],
+    ids=str,
+)
+def test_one_graph_of_conv_transpose1d_serves_every_length(device, exact_fp32, settings):
+    torch.compiler.reset()
+    layer = nn.ConvTranspose1d(3, 4, 3, activation="gelu", device=device, **settings)
+    compiled = CompileCounterWithBackend("aot_eager")
+    calls = layer, torch.compile(layer, fullgraph=True, dynamic=True, backend=compiled)
+    with tlazy.backend("triton"):
+        for length in (5, 7, 16):
+            x = torch.randn(2, 3, length, device=device, requires_grad=True)
+            outputs = [call(x) for call in calls]
+            leaves = [x, *layer.parameters()]
+            expected, found = (torch.autograd.grad(y.square().sum(), leaves) for y in outputs)
+            torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert compiled.frame_count == 1
+
+
 @pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_network_exports_and_gives_the_same(device, backend):
     net = nn.Sequential(
         nn.Conv1d(3, 4, 3, padding="same", activation="gelu"), nn.ConvTranspose1d(4, 2, 3, 2)
     ).to(device)
     x = torch.randn(2, 3, 11, device=device)
-    batch = torch.export.Dim("batch", min=2, max=64)
+    sizes = {0: torch.export.Dim("batch", min=2, max=64), 2: torch.export.Dim("length", min=5)}
     with tlazy.backend(backend):
-        program = torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(net, (x,), dynamic_shapes=(sizes,))
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     ours = {"tlazy.conv1d_forward.default", "tlazy.conv_transpose1d_forward.default"}
     assert called & ours == (ours if backend == "triton" else set())
-    x = torch.randn(5, 3, 11, device=device)
+    x = torch.randn(5, 3, 14, device=device)
     with tlazy.backend(backend):
         torch.testing.assert_close(program.module()(x), net(x))
 
