@@ -29,15 +29,21 @@ class TileConfig:
     num_stages: int = 2
     specialized: bool = False
 
-    def staged_bytes(self, itemsize: int) -> int:
-        """Shared memory of the operands' tiles in all stages."""
-        return self.num_stages * (self.rows + self.cols) * self.depth * itemsize
+    def staged_bytes(self, itemsize: int, target: Target) -> int:
+        """Shared memory of the operands' tiles. Where registers or threads copy them, the tile of
+        the last stage is still on its way there."""
+        stages = self.num_stages if target.copies_tiles else self.num_stages - 1
+        return stages * (self.rows + self.cols) * self.depth * itemsize
+
+    def shared_bytes(self, itemsize: int, target: Target) -> int:
+        """Shared memory at most: the operands', and on its way out half a tile in fp32."""
+        return self.staged_bytes(itemsize, target) + 2 * self.rows * self.cols
 
     def programs(self, itemsize: int, target: Target) -> int:
         """Programs that fit on one processor at once: by shared memory and the accumulator."""
-        held = self.staged_bytes(itemsize) + self.rows * self.cols * itemsize
         registers = self.rows * self.cols + 64 * target.gpu.warp_size * self.num_warps
-        return max(1, min(target.shared // held, target.registers // registers, 4))
+        by_memory = target.shared // self.shared_bytes(itemsize, target)
+        return max(1, min(by_memory, target.registers // registers, 4))
 
 
 def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
@@ -104,8 +110,8 @@ class Split(NamedTuple):
     depth: int
 
 
-# Tiles worth considering, by what they serve. None spills with any epilogue, which the gates see
-# to; on each target those that exceed its shared memory are left out.
+# Tiles worth considering, for elements of 2 and of 4 bytes. None spills with any epilogue, which
+# the gates see to.
 _HALF_TILES = (
     TileConfig(128, 256, 64, num_warps=8, num_stages=3),
     TileConfig(128, 128, 64, num_warps=8, num_stages=4),
@@ -126,9 +132,11 @@ _SINGLE_TILES = (
     TileConfig(64, 32, 32, num_warps=4, num_stages=2),
 )
 
-# Cycles, rounded: of a load from memory; of a program's start, its first tiles' way and its last
-# store; of a launch. And bytes that the L2 cache gives one processor in a cycle.
+# Cycles, rounded: of a load from memory; of a step's waiting and bookkeeping; of a program's start,
+# its first tiles' way and its last store; of a launch. And bytes that the L2 cache gives one
+# processor in a cycle.
 _LATENCY = 800
+_STEP = 40
 _START = 2500
 _LAUNCH = 5000
 _CACHE_BYTES = 64
@@ -152,7 +160,7 @@ def split_contraction(
         target: to plan for.
         config: the tile, where it is not to be chosen.
     """
-    tiles = (config,) if config else _tiles(m, n, itemsize, target)
+    tiles = [config] if config else product_tiles(itemsize, target)
     candidates = [
         Split(tile, _ceil_div(k, depth) if k else 1, depth)
         for tile in tiles
@@ -161,25 +169,24 @@ def split_contraction(
     return min(candidates, key=lambda split: _cycles(m, n, k, itemsize, precision, target, split))
 
 
-def _tiles(m: int, n: int, itemsize: int, target: Target) -> list[TileConfig]:
-    tiles = _HALF_TILES if itemsize < 4 else _SINGLE_TILES
+def product_tiles(itemsize: int, target: Target) -> list[TileConfig]:
+    """The tiles to choose from on a target: those that its shared memory holds, and its registers,
+    which keep the operands' addresses too where threads copy them."""
+    largest = 128 * 256 if target.copies_tiles else 128 * 128 if itemsize < 4 else 64 * 128
     return [
         tile
-        for tile in tiles
-        if tile.staged_bytes(itemsize) + tile.rows * tile.cols * itemsize // 2
-        <= target.shared_limit
+        for tile in (_HALF_TILES if itemsize < 4 else _SINGLE_TILES)
+        if tile.rows * tile.cols <= largest
+        and tile.shared_bytes(itemsize, target) <= target.shared_limit
     ]
 
 
 def _depths(m: int, n: int, k: int, tile: TileConfig, target: Target) -> list[int]:
-    """Depths of the parts to consider: no split, and those that fill the processors."""
+    """Depths of the parts to consider: no split, and one that fills the processors once."""
     steps = max(1, _ceil_div(k, tile.depth))
     tiles = _ceil_div(m, tile.rows) * _ceil_div(n, tile.cols)
-    parts = {1}
-    for waves in (1, 2, 4):
-        wanted = waves * target.processors // tiles
-        parts.add(max(1, min(wanted, steps // 4)))
-    return sorted({_ceil_div(steps, count) * tile.depth for count in parts}, reverse=True)
+    parts = max(1, min(target.processors // tiles, steps // 4))
+    return [steps * tile.depth, _ceil_div(steps, parts) * tile.depth]
 
 
 def _cycles(
@@ -190,10 +197,10 @@ def _cycles(
     tile, parts, depth = split
     resident = tile.programs(itemsize, target)
     step_bytes = (tile.rows + tile.cols) * tile.depth * itemsize
-    in_flight = resident * (tile.num_stages - 1) * step_bytes
+    in_flight = resident * max(tile.num_stages - 1, 1) * step_bytes
     rate = min(_CACHE_BYTES, in_flight / _LATENCY)
     slowdown = {"ieee": 1, "tf32": 2, "tf32x3": 6}[precision]
-    step = max(
+    step = _STEP + max(
         2 * max(tile.rows, 64) * tile.cols * tile.depth * slowdown / target.flops,
         step_bytes / rate,
     )

@@ -49,15 +49,15 @@ def _described(
 ):
     """Descriptor of a matrix (rows, columns) in tiles R x C; TRANSPOSED has its columns apart."""
     if TRANSPOSED:
-        return tl.make_tensor_descriptor(ptr, [columns, rows], [stride, 1], [C, R])
-    return tl.make_tensor_descriptor(ptr, [rows, columns], [stride, 1], [R, C])
+        matrix = tl.make_tensor_descriptor(ptr, [columns, rows], [stride, 1], [C, R])
+    else:
+        matrix = tl.make_tensor_descriptor(ptr, [rows, columns], [stride, 1], [R, C])
+    return matrix
 
 
 @triton.jit
 def _load_tile(matrix, row, column, TRANSPOSED: tl.constexpr):
-    if TRANSPOSED:
-        return matrix.load([column, row]).T
-    return matrix.load([row, column])
+    return matrix.load([column, row]).T if TRANSPOSED else matrix.load([row, column])
 
 
 @triton.jit(launch_metadata=_matmul_metadata)
@@ -267,6 +267,13 @@ def plan_product(
     return Plan((*buffers, partial), steps, outputs)
 
 
+def specializes(target: Target, config: TileConfig) -> bool:
+    """Whether warp specialization would take effect: with 8 warps it is ignored, before Triton 3.8
+    it fails beside a tile stored in halves, and on Blackwell it spills."""
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return target.gpu.arch == 90 and config.num_warps == 4 and version >= (3, 8)
+
+
 def _product(
     target: Target,
     a: Operand,
@@ -293,6 +300,11 @@ def _product(
     blocks = {"BLOCK_M": config.rows, "BLOCK_N": config.cols, "BLOCK_K": config.depth}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     a_far, b_far = a.described(), b.described()
+    if config.specialized and not specializes(target, config):
+        raise ValueError(
+            f"{config} asks for warp specialization, which takes effect with 4 warps, on sm_90 and "
+            f"from Triton 3.8 on; here it is {target.gpu.arch} and Triton {triton.__version__}"
+        )
     if a_far is None or b_far is None or n * a.itemsize % 16 or tiles * split.parts >= 2**31:
         scalars = (m, n, k, split.depth, *a.strides, *b.strides, epilogue.bias_stride)
         grid = (tiles, split.parts)

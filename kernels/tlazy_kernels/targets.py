@@ -118,9 +118,8 @@ def target_of(device: torch.device) -> Target:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
         arch = properties.gcnArchName.partition(":")[0]
-        known = TARGETS["gfx942"]
         gpu = GPUTarget("hip", arch, properties.warp_size)
-        return replace(known, gpu=gpu, processors=properties.multi_processor_count)
+        return replace(TARGETS["gfx942"], gpu=gpu, processors=properties.multi_processor_count)
     capability = 10 * properties.major + properties.minor
     processors = properties.multi_processor_count
     known = TARGETS.get(f"sm_{capability}")

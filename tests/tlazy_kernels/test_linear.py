@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,9 +13,11 @@ from tests.tlazy_kernels.agreement import (
     random,
     spread,
 )
-from tlazy_kernels import reference
+from tlazy_kernels import launch, linear, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
+from tlazy_kernels.matmul import specializes
+from tlazy_kernels.targets import STAND_IN
 
 ACTIVATIONS = (None, *reference.ACTIVATIONS)
 
@@ -78,6 +82,100 @@ def test_default_tiles_agree_where_there_are_several(dtype, device):
     assert_agrees(linear_forward, x, weight, bias, activation="gelu", config=None)
     assert_agrees(linear_grad_input, grad, weight, config=None)
     assert_agrees(linear_grad_weight, grad, x, config=None)
+
+
+# (M, K, N) of which every row is a multiple of 16 bytes, as tensor descriptors need: several tiles
+# of each side with SMALL, none of them full.
+ALIGNED = (40, 72, 24)
+
+
+def kernels(planner, *arguments) -> list[str]:
+    """Names of the device functions that a launcher's plan runs."""
+    return [step.kernel.__name__ for step in planner(STAND_IN, *arguments).steps]
+
+
+def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
+    return x if layout == "rows" else x.t().contiguous().t()
+
+
+@pytest.mark.parametrize("second", ["rows", "columns"])
+@pytest.mark.parametrize("first", ["rows", "columns"])
+@pytest.mark.parametrize("config", [SMALL, None], ids=["small tiles", "default tiles"])
+def test_descriptors_read_operands_with_either_dimension_contiguous(
+    first, second, config, dtype, device
+):
+    x, weight, bias, grad = operands(ALIGNED, dtype, device)
+    x, grad = laid_out(x, first), laid_out(grad, first)
+    weight = laid_out(weight, second)
+    plain = ("ieee", config)
+    assert kernels(linear._plan_forward, x, weight, bias, "gelu", True, *plain)[0] == (
+        "_matmul_descriptor_kernel"
+    )
+    assert kernels(linear._plan_grad_input, grad, weight, *plain)[0] == "_matmul_descriptor_kernel"
+    assert kernels(linear._plan_grad_weight, grad, x, *plain)[0] == "_matmul_descriptor_kernel"
+    for activation in ("gelu", None):
+        options = {"activation": activation, "save_preactivation": True, "config": config}
+        assert_agrees(linear_forward, x, weight, bias, **options)
+    assert_agrees(linear_grad_input, grad, weight, config=config)
+    assert_agrees(linear_grad_weight, grad, x, config=config)
+
+
+@pytest.mark.parametrize(
+    "spoilt", ["offset", "stride", "outputs"], ids=lambda spoilt: f"odd {spoilt}"
+)
+def test_what_descriptors_cannot_read_goes_by_pointers(spoilt, dtype, device):
+    m, k, n = ALIGNED
+    x, weight, bias, _ = operands((m, k, n + (spoilt == "outputs")), dtype, device)
+    if spoilt == "offset":
+        x = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(m, k)
+    elif spoilt == "stride":
+        x = torch.nn.functional.pad(x, (0, 1))[:, :k]
+    names = kernels(linear._plan_forward, x, weight, bias, None, False, "ieee", SMALL)
+    assert names[0] == "_matmul_pointer_kernel"
+    assert_agrees(linear_forward, x, weight, bias, activation="silu", config=SMALL)
+
+
+def test_tiles_may_be_stored_in_halves(dtype, device):
+    x, weight, bias, grad = operands((40, 32, 136), dtype, device)
+    config = TileConfig(rows=16, cols=128, depth=16)
+    options = {"activation": "gelu", "save_preactivation": True, "config": config}
+    assert_agrees(linear_forward, x, weight, bias, **options)
+    assert_agrees(linear_grad_input, grad, weight, config=config)
+
+
+@pytest.mark.parametrize("inputs", [1040, 1037], ids=["descriptors", "pointers"])
+def test_a_long_contraction_is_split_and_its_sum_has_the_epilogue(inputs, dtype, device):
+    x, weight, bias, _ = operands((8, inputs, 24), dtype, device)
+    names = kernels(linear._plan_forward, x, weight, bias, "gelu", True, "ieee", SMALL)
+    assert names[1:] == ["_sum_kernel"]
+    for options in (
+        {"activation": "gelu", "save_preactivation": True},
+        {"activation": "relu"},
+        {},
+    ):
+        assert_agrees(linear_forward, x, weight, bias, **options, config=SMALL)
+    assert_agrees(linear_forward, x, weight, config=SMALL)
+
+
+@pytest.mark.parametrize("specialized", [False, True], ids=["plain", "specialized"])
+def test_a_program_may_walk_several_tiles(specialized, dtype, device, monkeypatch):
+    target = replace(STAND_IN, processors=1)
+    monkeypatch.setattr(launch, "target_of", lambda device: target)
+    monkeypatch.setattr(launch, "_plans", {})
+    x, weight, bias, grad = operands((16 * 5, 48, 16 * 11), dtype, device)
+    config = TileConfig(64, 64, 16, num_warps=4, num_stages=3, specialized=specialized)
+    if specialized and not specializes(target, config):
+        pytest.skip("this version of Triton does not specialize warps")
+    (step,) = linear._plan_forward(target, x, weight, bias, None, False, "ieee", config).steps
+    assert step.grid[0] < 2 * 3
+    assert_agrees(linear_forward, x, weight, bias, activation="gelu", config=config)
+    assert_agrees(linear_grad_weight, grad, x, config=config)
+
+
+def test_specialization_that_would_have_no_effect_is_refused(dtype, device):
+    x, weight, _, _ = operands(ALIGNED, dtype, device)
+    with pytest.raises(ValueError, match="4 warps"):
+        linear_forward(x, weight, config=TileConfig(64, 64, 16, num_warps=8, specialized=True))
 
 
 def test_the_weight_gradient_sums_its_splits(dtype, device):
