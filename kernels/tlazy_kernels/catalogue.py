@@ -31,7 +31,7 @@ class Case:
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     """Every kernel once, with the tiles that it chooses itself and its costliest epilogue."""
-    yield from _linear(dtype, rows=131_072, inputs=1024, outputs=1024, activation="gelu")
+    yield from _linear(dtype, rows=262_144, inputs=1024, outputs=1024, activation="gelu")
     yield from _conv1d("conv1d", dtype, (32, 128, 32_768), (128, 128, 9), activation="gelu")
     yield from _conv1d("depthwise", dtype, (32, 2048, 4096), (2048, 1, 4), activation="gelu")
     yield _conv_transpose1d(dtype, (32, 256, 8192), (256, 128, 8), stride=4, activation="gelu")
