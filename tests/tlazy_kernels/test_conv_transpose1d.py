@@ -86,6 +86,18 @@ CASES = [
     Transposed(0, 3, 4, 10, 3, padding=1),  # no samples in the batch
 ]
 
+# Whole units of 16 bytes in either layout, which tensor descriptors can read.
+ALIGNED = [
+    Transposed(3, 16, 24, 24, 4, stride=2, padding=1),
+    Transposed(2, 32, 16, 40, 3, stride=3, padding=2, output_padding=2, dilation=2),
+    Transposed(2, 16, 16, 16, 3, dilation=4, output_padding=3),  # output padding beyond the stride
+    Transposed(2, 16, 24, 16, 2, stride=5, output_padding=4),  # samples that no tap reaches
+    Transposed(1, 32, 48, 24, 7, stride=4, padding=5, dilation=2, groups=2),  # likewise
+    Transposed(5, 16, 16, 8, 16, stride=8, padding=4),
+    Transposed(2, 32, 32, 8, 3, padding=3, output_padding=0, groups=2),
+    Transposed(1, 16, 16, 8, 1, padding=7, dilation=9, output_padding=8),  # the bias at the end
+]
+
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 case_by_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -125,6 +137,16 @@ def test_operands_may_have_any_memory_layout(dims, groups, dtype, device):
     x, weight, bias = case.operands(dtype, device)
     x, weight, bias = spread(x, dims), spread(weight, dims), spread(bias, (0,))
     assert_agrees(conv_transpose1d_forward, x, weight, bias, *case.settings)
+
+
+@pytest.mark.parametrize("case", ALIGNED, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCL", "NLC"])
+def test_aligned_operands_agree_in_both_layouts(case, channels_last, dtype, device):
+    x, weight, bias = case.operands(dtype, device)
+    if channels_last:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    settings = {"activation": "silu", "save_preactivation": True, "config": None}
+    assert_agrees(conv_transpose1d_forward, x, weight, bias, *case.settings, **settings)
 
 
 @case_by_case
