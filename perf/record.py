@@ -2,11 +2,11 @@
 
     python -m perf.record --minutes 8
 
-Writes ``perf/results/<device>/<date>.json`` as it goes, the most important first, with the tests'
-summary under ``"tests"``; then ``<date>.html`` and pictures beside it, where jinja2 and matplotlib
-are installed. On a GPU, ``tiles.json`` there has the best tiles found. It may be stopped at any
-point: what was measured is in the file. Measuring runs in a process of its own, so that a kernel
-that loses the device or hangs costs one measurement.
+Writes ``perf/results/<device>/<date>.json`` as it goes, the most important first: the kernels'
+tests (under ``"tests"``), the goals, on a GPU the best tiles (``tiles.json`` beside it), the other
+suites; then ``<date>.html`` and pictures, where jinja2 and matplotlib are installed. It may be
+stopped at any point: what was measured is in the file. All that touches the device runs in
+processes of their own, so that a kernel that loses it or hangs costs one measurement.
 
 Exit codes: 0, also where the budget ended first; 2 for bad input; 130 and 143 where stopped.
 """
@@ -14,11 +14,12 @@ Exit codes: 0, also where the budget ended first; 2 for bad input; 130 and 143 w
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import multiprocessing
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,22 +30,22 @@ from typing import Any
 
 import torch
 
+from perf import kernel_tests
 from tlazy.bench import command, machine, tuning
-from tlazy.bench.measuring import Settings, measure
+from tlazy.bench.measuring import DeviceLost, Settings, measure
 from tlazy.bench.record import Record
 from tlazy.bench.suites import SUITES, Problem
-from tlazy.errors import UserError
+from tlazy.errors import UserError, one_line
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("tests/tlazy_kernels", "tests/tlazy/test_ops.py", "tests/tlazy/test_autograd.py")
-# Parts of the budget; the suites have what is left.
-TESTS_PART, TILES_PART, REPORT_PART = 0.3, 0.15, 0.04
-TUNED_SUITE, MOST_TUNED = "goals", 8
-# Without a new row for so long, a measurement hangs. Compiling takes the longest, on a CPU.
-STUCK_SECONDS = 150.0
+MAIN_SUITE, MOST_TUNED = "goals", 8
+# Parts of the budget by whose end each step is over.
+TESTS_UNTIL, GOALS_UNTIL, TILES_UNTIL, SUITES_UNTIL = 0.3, 0.8, 0.9, 0.96
+# Without a new row for so long, a measurement hangs. Compiling takes the longest.
+STUCK_SECONDS = 90.0
 OVERRUN_SECONDS = 5.0
 MOST_RESTARTS = 20
-DONE, BAD_INPUT, STOPPED, OUT_OF_TIME = 0, 2, 143, 3
+DONE, BAD_INPUT, STOPPED, OUT_OF_TIME, LOST = 0, 2, 143, 3, 4
 
 
 class Stopped(BaseException):
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         record_all(options.minutes, options.out, _command_line(arguments))
     except UserError as error:
-        print(f"perf.record: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"perf.record: {one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -79,71 +80,73 @@ def record_all(minutes: float, out: Path, command_line: str) -> Path:
     """
     if not 0 < minutes < float("inf"):
         raise UserError(f"--minutes must be positive and finite, got {minutes}")
-    begin, budget = time.monotonic(), 60 * minutes
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    path = _new_record(out, device, command_line)
+    begin = time.monotonic()
+
+    def until(part: float) -> float:
+        return begin + part * 60 * minutes
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    path = begin_record(out, device, command_line, until(TESTS_UNTIL))
     print(f"recording to {path}", flush=True)
     try:
-        run_tests(path, begin + TESTS_PART * budget)
-        if device.type == "cuda":
-            tiles = begin + (TESTS_PART + TILES_PART) * budget
+        run_tests(path, until(TESTS_UNTIL))
+        run_suites(path, device, (MAIN_SUITE,), until(GOALS_UNTIL))
+        if device == "cuda":
+            tiles = until(TILES_UNTIL)
             _in_worker(_tune, (str(path.parent / "tiles.json"), tiles), None, tiles)
-        run_suites(path, device.type, tuple(SUITES), begin + (1 - REPORT_PART) * budget)
+        if run_suites(path, device, tuple(SUITES), until(SUITES_UNTIL)):
+            Record.reopen(path).finish()
     finally:
         write_report(path)
     return path
 
 
-def run_tests(path: Path, deadline: float) -> None:
-    """Run the kernels' tests until `deadline`, and put their summary into the record."""
-    arguments = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *TESTS,
-        "-q",
-        "--tb=line",
-        "-p",
-        "no:cacheprovider",
-    ]
-    begin = time.monotonic()
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        with _ended_on_exit(process):
-            in_time = _wait(process.poll, deadline)
-            if not in_time:
-                # pytest sums up what it ran when it is interrupted.
-                os.killpg(process.pid, signal.SIGINT)
-                _wait(process.poll, time.monotonic() + OVERRUN_SECONDS)
-        log.seek(0)
-        lines = [line for line in log.read().splitlines() if line.strip()]
+def begin_record(out: Path, device: str, command_line: str, deadline: float) -> Path:
+    """A new record in the device's folder, with its ceilings.
+
+    Raises:
+        UserError: where it cannot be written, or the device not be used.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror or error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        values = (str(out), device, command_line, str(answer))
+        code = _in_worker(_begin, values, None, deadline)
+        said = json.loads(answer.read_text()) if answer.exists() else {}
+    if "path" in said:
+        return Path(said["path"])
+    raise UserError(said.get("error", f"the {device} device cannot be used: exit code {code}"))
+
+
+def run_tests(path: Path, deadline: float, tests: Sequence[str] | None = None) -> None:
+    """Run the kernels' tests until `deadline`, and put what became of them into the record."""
+    done = kernel_tests.run(kernel_tests.files() if tests is None else tests, deadline)
     record = Record.reopen(path)
-    record.content["tests"] = {
-        "command": shlex.join(["pytest", *arguments[3:]]),
-        "exit_code": process.wait(),
-        "in_time": in_time,
-        "seconds": round(time.monotonic() - begin, 1),
-        "summary": lines[-1].strip("= ") if lines else "no output",
-        "failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))][:100],
-    }
+    record.content["tests"] = done
     record.write()
-    print(f"tests: {record.content['tests']['summary']}", flush=True)
+    print(f"tests: {done['summary']}", flush=True)
 
 
-def run_suites(path: Path, device: str, suites: Sequence[str], deadline: float) -> None:
-    """Measure `suites` into the record until `deadline`, whatever becomes of a measurement."""
+def run_suites(path: Path, device: str, suites: Sequence[str], deadline: float) -> bool:
+    """Measure `suites` into the record until `deadline`, whatever becomes of a measurement.
+
+    Returns:
+        whether all of them is measured, or as much as can be.
+    """
     for _ in range(MOST_RESTARTS):
-        rows = len(Record.reopen(path).rows)
+        before = Record.reopen(path).rows
         code = _in_worker(_measure, (str(path), device, tuple(suites), deadline), path, deadline)
         if code == DONE:
-            Record.reopen(path).finish()
-        if code in (DONE, OUT_OF_TIME) or time.monotonic() > deadline:
-            return
-        if len(Record.reopen(path).rows) == rows:
+            return True
+        if code == OUT_OF_TIME or time.monotonic() > deadline:
+            return False
+        if Record.reopen(path).rows == before:
             print("measuring ends without a row; giving up", file=sys.stderr)
-            return
+            return False
+    return False
 
 
 def write_report(path: Path) -> None:
@@ -158,6 +161,21 @@ def write_report(path: Path) -> None:
         print(f"no report, or a part of it: {error}", file=sys.stderr)
 
 
+def _begin(out: str, device: str, command_line: str, answer: str, parent: int) -> int:
+    """In a worker: make the record and write its path, or what is wrong, as the answer."""
+    where = torch.device(device)
+    try:
+        path = _new_record(Path(out), where, command_line)
+    except UserError as error:
+        Path(answer).write_text(json.dumps({"error": str(error)}))
+        return BAD_INPUT
+    Path(answer).write_text(json.dumps({"path": str(path)}))
+    problems = [p for suite in SUITES for p in command.suite_problems(suite, where, "full")]
+    ceilings = machine.measure_ceilings(where, command.precisions(problems, where))
+    Record(command_line, where, ceilings, path).write()
+    return DONE
+
+
 def _new_record(out: Path, device: torch.device, command_line: str) -> Path:
     """Make the device's folder and an empty record in it."""
     name = "cpu" if device.type == "cpu" else command.slug(machine.machine(device)["device"])
@@ -167,18 +185,13 @@ def _new_record(out: Path, device: torch.device, command_line: str) -> Path:
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror or error}") from error
     command.check_writable("--out", path)
-    problems = [p for suite in SUITES for p in command.suite_problems(suite, device, "full")]
-    ceilings = machine.measure_ceilings(device, command.precisions(problems, device))
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # the workers need the memory
-    Record(command_line, device, ceilings, path).write()
+    Record(command_line, device, machine.Ceilings(), path).write()
     return path
 
 
 def _measure(path: str, device: str, suites: Sequence[str], deadline: float, parent: int) -> int:
     """In a worker: measure what the record does not hold yet."""
     where = torch.device(device)
-    problems = [p for suite in suites for p in command.suite_problems(suite, where)]
 
     def notify(problem: Problem, which: str) -> None:
         if os.getppid() != parent:
@@ -186,13 +199,27 @@ def _measure(path: str, device: str, suites: Sequence[str], deadline: float, par
         print(f"{problem.suite}: {problem.name}, {which}", flush=True)
 
     settings = Settings(where, deadline=deadline, notify=notify)
-    return DONE if measure(problems, Record.reopen(Path(path)), settings) else OUT_OF_TIME
+    try:
+        whole = measure(_problems(suites, where), Record.reopen(Path(path)), settings)
+    except DeviceLost as error:
+        print(error, file=sys.stderr, flush=True)
+        return LOST
+    return DONE if whole else OUT_OF_TIME
+
+
+def _problems(suites: Sequence[str], device: torch.device) -> list[Problem]:
+    """The problems of `suites`; what stands in two of them counts for the first."""
+    found: dict[Problem, Problem] = {}
+    for suite in suites:
+        for problem in command.suite_problems(suite, device):
+            found.setdefault(dataclasses.replace(problem, suite=""), problem)
+    return list(found.values())
 
 
 def _tune(path: str, deadline: float, parent: int) -> int:
     """In a worker: search tiles for the most important problems."""
     device = torch.device("cuda")
-    problems = command.suite_problems(TUNED_SUITE, device)[:MOST_TUNED]
+    problems = command.suite_problems(MAIN_SUITE, device)[:MOST_TUNED]
     found = tuning.tune(problems, device, Path(path), deadline)
     print(f"{len(found)} tiles in {path}", flush=True)
     return DONE

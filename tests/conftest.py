@@ -7,14 +7,38 @@ of the kernels on the CPU and fails a test whose kernel leaves its tensors or ra
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
 from tests import EMULATED
 
+try:
+    import hypothesis
+except ModuleNotFoundError:
+    # A GPU machine has torch, triton and pytest: there the tests that search are skipped, alone.
+    hypothesis = stand_in = ModuleType("hypothesis")  # type: ignore[assignment]
+    skip = pytest.mark.skip(reason="hypothesis is not installed")
+    stand_in.given = lambda *args, **named: skip  # type: ignore[attr-defined]
+    stand_in.__spec__ = ModuleSpec("hypothesis", None)  # torch's compiler asks every module for it
+    stand_in.__getattr__ = lambda name: MagicMock()  # type: ignore[method-assign]
+    stand_in.strategies = MagicMock()  # type: ignore[attr-defined]
+    sys.modules |= {"hypothesis": stand_in, "hypothesis.strategies": stand_in.strategies}
+
+for profile, examples in (("default", 6 if EMULATED else 20), ("thorough", 1000)):
+    hypothesis.settings.register_profile(
+        profile, max_examples=examples, derandomize=profile == "default", deadline=None
+    )
+hypothesis.settings.load_profile("default")
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    _configure_hypothesis("thorough" if "thorough" in config.option.markexpr else "default")
+    if "thorough" in config.option.markexpr:
+        hypothesis.settings.load_profile("thorough")
     config.addinivalue_line("markers", "thorough: takes minutes; runs only with -m thorough")
     config.addinivalue_line("markers", "emulated: needs ttsem, which pretends the GPU")
     # Overflow and NaN are tested on purpose; the interpreter's numpy warns of them.
@@ -33,20 +57,6 @@ def _is_left_out(item: pytest.Item, selected: str) -> bool:
     if item.get_closest_marker("thorough") and "thorough" not in selected:
         return True
     return item.get_closest_marker("compiles" if EMULATED else "emulated") is not None
-
-
-def _configure_hypothesis(profile: str) -> None:
-    """Where it is not installed, its tests say so and are skipped."""
-    try:
-        import hypothesis
-    except ImportError:
-        return
-    examples = 6 if EMULATED else 20
-    hypothesis.settings.register_profile(
-        "default", max_examples=examples, derandomize=True, deadline=None
-    )
-    hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
-    hypothesis.settings.load_profile(profile)
 
 
 @pytest.fixture(scope="session")

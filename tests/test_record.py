@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,17 +42,41 @@ def path(tmp_path):
     return path
 
 
-def start(out):
-    """The command as a process, with a short list of tests to run."""
+HIDING = """
+import sys
+from importlib.machinery import PathFinder
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *rest):
+        return None if name.partition(".")[0] in {hidden} else super().find_spec(name, *rest)
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+# What comes with torch, triton and pytest stays.
+HIDDEN = {
+    *("hypothesis", "matplotlib", "numpy", "pandas", "pytest_benchmark", "rich", "safetensors"),
+    *("sklearn", "sktime", "typer", "click"),
+}
+
+
+def bare(folder, hidden):
+    """The environment of a process, and of its children, where `hidden` are not installed."""
+    (folder / "sitecustomize.py").write_text(HIDING.format(hidden=sorted(hidden)))
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    env = environment(PYTHONPATH=path, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    return {name: value for name, value in env.items() if name != "TRITON_INTERPRET"}
+
+
+def start(out, env):
+    """The command as a process, without the kernels' tests."""
     code = (
         "import sys\nfrom perf import record\n"
-        "record.TESTS = ('tests/tlazy_kernels/test_roofline.py',)\n"
+        "record.kernel_tests.PATTERNS = ()\n"
         "sys.exit(record.main())"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, "--out", str(out)],
         cwd=ROOT,
-        env=environment(),
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,23 +84,23 @@ def start(out):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")
-def test_what_was_measured_is_kept_where_it_is_stopped(tmp_path):
-    process = start(tmp_path)
+def test_what_was_measured_is_kept_where_it_is_stopped_with_torch_and_triton_alone(tmp_path):
+    process = start(tmp_path / "out", bare(tmp_path, HIDDEN))
     measured = 0
     for line in process.stdout:
         measured += line.startswith("goals: ")
         if measured == 2:
             break
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
-    (path,) = (tmp_path / "cpu").glob("*.json")
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    (path,) = (tmp_path / "out" / "cpu").glob("*.json")
     content = report.load(path)
     assert not content["complete"]
-    assert content["command"] == f"python -m perf.record --out {tmp_path}"
-    assert content["tests"]["exit_code"] == 0
-    assert content["tests"]["in_time"]
-    assert "passed" in content["tests"]["summary"]
+    assert content["command"] == f"python -m perf.record --out {tmp_path / 'out'}"
+    assert content["versions"]["numpy"] is None
+    assert content["tests"]["summary"] == "nothing ran in 0 s"
+    assert content["ceilings"]["bandwidth"] > 0
     done = [row for row in content["rows"] if row["status"] == "ok"]
     assert {row["peer"] for row in done} == {"tlazy", "eager"}
     first = next(iter(suites.SUITES["goals"]()))
@@ -101,15 +126,70 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monke
     assert printed.out == ""
 
 
-def test_tests_that_take_too_long_are_stopped(path, tmp_path, monkeypatch):
-    slow = tmp_path / "test_slow.py"
-    slow.write_text("import time\ndef test_fine(): pass\ndef test_slow(): time.sleep(100)\n")
-    monkeypatch.setattr(recording, "TESTS", (str(slow),))
+MADE_UP = """
+import os, signal, time
+import pytest, torch
+lost = False
+def synchronize():
+    if lost: raise RuntimeError("CUDA error")
+torch.cuda.is_available, torch.cuda.synchronize = lambda: True, synchronize
+@pytest.fixture
+def device(): return "cpu"
+"""
+
+
+def write_tests(folder, body, name="test_made_up.py"):
+    """A file of kernel tests: they use the fixture `device`."""
+    (folder / name).write_text(MADE_UP + body)
+    return str(folder / name)
+
+
+def test_a_test_that_dies_hangs_or_loses_the_gpu_costs_itself_only(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(recording.kernel_tests, "STUCK_SECONDS", 8.0)
+    tests = write_tests(
+        tmp_path,
+        "def test_first(device): pass\n"
+        "def test_wrong(device): assert 1 + 1 == 3\n"
+        "def test_skipped(device): pytest.skip()\n"
+        "def test_dies(device): os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "def test_without_a_device(): assert False\n"
+        "def test_loses_it(device):\n"
+        "    global lost\n"
+        "    lost = True\n"
+        "    synchronize()\n"
+        "def test_behind_it(device): synchronize()\n"
+        "def test_hangs(device): time.sleep(1000)\n"
+        "def test_last(device): pass\n",
+    )
+    broken = write_tests(tmp_path, "import nonsense\n", "test_broken.py")
+    recording.run_tests(path, time.monotonic() + 200, [tests, broken])
+    done = report.load(path)["tests"]
+    assert done["summary"].startswith("3 passed, 5 failed, 1 skipped in ")
+    ended = "hung, ended the process or was stopped"
+    assert [line.partition("::")[2] for line in done["failed"][:-1]] == [
+        "test_wrong: assert (1 + 1) == 3",
+        f"test_dies: {ended}",
+        "test_loses_it: RuntimeError: CUDA error",
+        f"test_hangs: {ended}",
+    ]
+    assert done["failed"][-1].endswith("ModuleNotFoundError: No module named 'nonsense'")
+    assert (done["exit_code"], done["in_time"]) == (1, True)
+
+
+def test_tests_that_take_too_long_are_stopped(path, tmp_path):
+    slow = write_tests(tmp_path, "def test_slow(device): time.sleep(100)\n")
     begin = time.monotonic()
-    recording.run_tests(path, begin + 4)
-    assert time.monotonic() - begin < 20
-    tests = json.loads(path.read_text())["tests"]
-    assert not tests["in_time"]
+    recording.run_tests(path, begin + 2, [slow])
+    assert time.monotonic() - begin < 10
+    tests = report.load(path)["tests"]
+    assert tests["summary"].endswith("; not finished: test_made_up.py")
+    assert (tests["exit_code"], tests["in_time"]) == (1, False)
+
+
+def test_the_kernel_tests_are_there():
+    files = recording.kernel_tests.files()
+    assert files[0] == "tests/tlazy_kernels/test_linear.py"
+    assert len(files) == len(set(files)) > 8
 
 
 def three_problems(suite, device):
@@ -135,9 +215,8 @@ def measure_with_a_fatal_kernel(path, device, names, deadline, parent):
 
 def test_a_kernel_that_ends_the_process_costs_its_own_row_only(path, monkeypatch):
     monkeypatch.setattr(recording, "_measure", measure_with_a_fatal_kernel)
-    recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
+    assert recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
     content = report.load(path)
-    assert content["complete"]
     status = {(row["problem"], row["peer"]): row["status"] for row in content["rows"]}
     assert status == {
         (problem, peer): "failed" if (problem, peer) == ("fatal", "tlazy") else "ok"
@@ -153,32 +232,24 @@ def hang(path, device, names, deadline, parent):
 def test_what_hangs_is_ended(path, monkeypatch, capsys):
     monkeypatch.setattr(recording, "_measure", hang)
     monkeypatch.setattr(recording, "STUCK_SECONDS", 1.0)
-    recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
+    assert not recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
     assert "hangs" in capsys.readouterr().err
-    assert not report.load(path)["complete"]
 
 
-def test_it_needs_neither_rich_nor_typer_nor_matplotlib_nor_jinja2(tmp_path):
-    code = (
-        "import sys\n"
-        "for name in ('rich', 'typer', 'matplotlib', 'jinja2', 'hypothesis', 'sktime'):\n"
-        "    sys.modules[name] = None\n"
-        "from pathlib import Path\n"
-        "from perf import record\n"
-        "from tlazy.bench.machine import Ceilings\n"
-        "from tlazy.bench.record import Record\n"
-        "import torch\n"
-        "path = Path(sys.argv[1])\n"
-        "Record('test', torch.device('cpu'), Ceilings(), path).write()\n"
-        "record.write_report(path)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "record.json")],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("no report, or a part of it: ")
-    report.load(tmp_path / "record.json")
+def test_the_kernel_tests_need_only_torch_triton_and_pytest(tmp_path):
+    # The interpreter, which stands for the GPU here, is written with numpy.
+    env = bare(tmp_path, HIDDEN - {"numpy"})
+    outcomes = tmp_path / "outcomes.jsonl"
+    program, *options, _ = recording.kernel_tests.command("", outcomes)
+    searching = ["tests/tlazy_kernels/test_properties.py", "-k", "test_linear_agrees"]
+
+    def run(*more):
+        done = subprocess.run(
+            [program, *options, *more], cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "test_linear.py" in run("--collect-only", *recording.kernel_tests.files())
+    assert outcomes.read_text() == ""
+    assert re.search(r"\d+ skipped", run(*searching))

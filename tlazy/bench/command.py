@@ -20,7 +20,6 @@ from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, Linear
 from tlazy.bench.record import Record
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
-from tlazy.run import check_device, pick_device
 from tlazy_kernels.reference import ACTIVATIONS
 from tlazy_kernels.roofline import Precision
 
@@ -70,6 +69,8 @@ def plan(options: Options) -> Plan:
     Raises:
         UserError: for the first that is wrong.
     """
+    from tlazy.run import check_device, pick_device
+
     _check_choices(options)
     if options.minutes is not None and not 0 < options.minutes < float("inf"):
         raise UserError(f"--minutes must be positive and finite, got {options.minutes}")

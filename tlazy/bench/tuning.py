@@ -22,7 +22,7 @@ from tlazy.bench import correctness, machine
 from tlazy.bench.measuring import input_sets
 from tlazy.bench.operations import Conv1d, Draw, Linear, Operation
 from tlazy.bench.suites import Problem
-from tlazy.bench.timing import Sampler, Timer, own_stream, summarize, timer_for
+from tlazy.bench.timing import Sampler, Timer, own_stream, settle_for, summarize, timer_for
 from tlazy.errors import UserError
 from tlazy.files import replacing
 from tlazy.nn.functional import causal_padding
@@ -32,6 +32,8 @@ from tlazy_kernels.configs import TileConfig
 FORMAT = 1
 KEY = ("launcher", "shape", "dtype", "activation", "layout")
 SECONDS_EACH = 0.02
+# A search that is shorter than a few compilations finds nothing: rather leave later ones out.
+LEAST_SEARCH = 8.0
 SECONDS_LAST = 0.2
 # How many of the best are timed again, in turns with the launcher's own choice.
 FINALISTS = 4
@@ -82,7 +84,7 @@ def tune(
     """Search each problem's launchers, and write the table after each.
 
     Entries of other problems that the table already holds stay. The time until the deadline (on
-    ``time.monotonic``'s scale) is shared evenly.
+    ``time.monotonic``'s scale) is shared evenly, where it is enough for all.
 
     Returns:
         the entries found in this run.
@@ -100,7 +102,7 @@ def tune(
         if now > deadline:
             break
         with own_stream(device):
-            until = now + (deadline - now) / (len(work) - i)
+            until = min(deadline, now + max(LEAST_SEARCH, (deadline - now) / (len(work) - i)))
             entry = _search_one(problem, launcher, device, timer or timer_for(device), until)
         if entry is not None:
             found.append(entry)
@@ -233,6 +235,7 @@ def _search_one(
             calls = [lambda one=one: launcher.run(*one, config) for one in sets]
             return timer.prepare(calls)[0]
         except Exception:  # a tile that does not fit fails in the compiler or at the launch
+            settle_for(device)()  # where the device is lost, no other tile would run either
             return None
 
     def evaluate(config: TileConfig) -> float | None:
