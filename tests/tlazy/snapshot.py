@@ -1,5 +1,10 @@
 """Everything about a model that could change, in a form that compares with ``==``."""
 
+import random
+from contextlib import contextmanager
+
+import numpy
+import pytest
 import torch
 from torch.nn.parameter import is_lazy
 
@@ -13,10 +18,20 @@ HOOKS = (
 TENSORS = ("_parameters", "_buffers")
 
 
+@contextmanager
+def refused(model, error, match=None):
+    """Expect an error that leaves `model` and all random states exactly as they were."""
+    before = snapshot(model)
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert snapshot(model) == before
+
+
 def snapshot(model):
-    """Classes, attributes, hooks, tensors with identity and values, and the random state."""
+    """Classes, attributes, hooks, tensors with identity, values and gradients, random states."""
     modules = {path: _module(module) for path, module in model.named_modules()}
-    return modules, torch.get_rng_state().tolist()
+    numpys = str(numpy.random.get_state())
+    return modules, torch.get_rng_state().tolist(), random.getstate(), numpys
 
 
 def _module(module):
@@ -41,4 +56,8 @@ def _tensor(tensor):
     if not is_lazy(tensor) and not tensor.is_meta:
         values = values, tensor.tolist()
     what = type(tensor), tensor.dtype, tensor.device, tensor.requires_grad
-    return id(tensor), what, values
+    hooks = dict(tensor._backward_hooks or {})
+    gradient = None if tensor.grad is None else (id(tensor.grad), tensor.grad.tolist())
+    # torch.compile marks the tensors that it has seen.
+    attributes = {k: v for k, v in vars(tensor).items() if not k.startswith("_dynamo")}
+    return id(tensor), what, values, hooks, gradient, attributes
