@@ -25,7 +25,11 @@ from tlazy.report.record import start
 ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- performance: written by python -m perf.readme -->"
 END = "<!-- performance: end -->"
-EMPTY = "No GPU record yet: run `python -m perf.record` on a GPU machine."
+EMPTY = (
+    "There is no figure to show: no GPU has been at hand, and none of these kernels has been timed"
+    " on one.\nOn a GPU machine, `python -m perf.record` measures them beside their peers, and"
+    " `python -m perf.readme`\nwrites here what came out."
+)
 # Records bear their date; other JSON, such as pytest-benchmark's, may lie beside them.
 RECORDS = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*.json"
 MAIN_SUITE = "goals"
