@@ -4,7 +4,9 @@ from tlazy import nn
 from tlazy.checkpoint import load, save
 from tlazy.dispatch import Backend, backend, backend_of
 from tlazy.init import initialize
-from tlazy.trace import Spec, Trace, UntraceableError, dematerialize, materialize, trace
+from tlazy.plan import Trace
+from tlazy.recorder import Spec, UntraceableError
+from tlazy.tracing import dematerialize, materialize, trace
 
 __version__ = "0.1.0"
 

@@ -10,6 +10,11 @@ import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
+if torch.__version__ < "2.13" and torch.cuda.device_count() == 0:
+    # Without a GPU, fake tensors of torch 2.11 keep what this makes in the thread that first needs
+    # it, and crash when that thread is gone; the one that imports this stays.
+    torch._C._ensureCUDADeviceGuardSet()
+
 
 @contextmanager
 def no_modes() -> Iterator[None]:

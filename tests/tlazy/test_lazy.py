@@ -178,7 +178,7 @@ def test_an_interrupt_at_any_line_of_the_commit_changes_nothing():
         countdown = iter(range(line))
 
         def stop(frame, event, arg, countdown=countdown):
-            inside = frame.f_code.co_name in ("_fill", "_become", "_settle", "_disarm")
+            inside = frame.f_code.co_name in ("fill", "become", "settle", "stop_waiting")
             if not inside:
                 return stop
             if event == "line" and next(countdown, None) is None:

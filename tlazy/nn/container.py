@@ -11,9 +11,9 @@ import torch
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from tlazy.nn import lazy
+from tlazy.nn import first_call
+from tlazy.nn.pending import pending_modules
 from tlazy.nn.refusal import RefusesWhileLazy
-from tlazy.nn.staging import pending_modules
 from tlazy.nn.state_dict import load_all_or_nothing, stage_state_dict
 
 
@@ -40,7 +40,7 @@ class Module(RefusesWhileLazy, torch.nn.Module):
     """
 
     def _infer_parameters(self, module: Any, args: Any, kwargs: Any = None) -> None:
-        lazy.materialize_for_good(module, args, kwargs)
+        first_call.materialize_for_good(module, args, kwargs)
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
@@ -109,4 +109,4 @@ def _arm(
         for root in roots:
             path = next((path for path, m in root.named_modules() if m is parent), None)
             if path is not None:
-                lazy.arm(root, part, ".".join(filter(None, (path, name))))
+                first_call.arm(root, part, ".".join(filter(None, (path, name))))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from tlazy.nn.staging import Staging, pending_modules
+from tlazy.nn.pending import pending_modules
+from tlazy.nn.staging import Staging
 
 
 def stage_state_dict(

@@ -1,0 +1,96 @@
+"""One step of a commit each, with what takes it back."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from tlazy.nn.pending import Undo, is_pending, stop_waiting
+
+# Changed in place by a commit, never replaced: handles of hooks point at these objects.
+KEPT = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_load_state_dict_pre_hooks",
+)
+
+
+def fill(placeholder: Any, value: Tensor, restorers: list[Undo]) -> None:
+    """Turn `placeholder` into a parameter (or buffer) of `value`, keeping the object."""
+    if torch._has_compatible_shallow_copy_type(placeholder, value):
+        attributes = dict(placeholder.__dict__)
+        before = placeholder.data, type(placeholder), attributes
+        restorers.append(functools.partial(_restore, placeholder, *before))
+        placeholder.data = value
+        placeholder.__class__ = getattr(placeholder, "cls_to_become", type(placeholder))
+        placeholder.__dict__.pop("label", None)
+    else:
+        # Between the CPU and the meta device `.data` cannot be set; a swap keeps identity too.
+        other = value.view_as(value)
+        if isinstance(placeholder, Parameter):
+            other = Parameter(value, placeholder.requires_grad)
+        other.__dict__.update(placeholder.__dict__)
+        other.__dict__.pop("label", None)
+        torch.utils.swap_tensors(placeholder, other)
+        restorers.append(functools.partial(torch.utils.swap_tensors, placeholder, other))
+
+
+def _restore(placeholder: Any, data: Tensor, cls: type, attributes: dict[str, Any]) -> None:
+    placeholder.grad = None
+    placeholder.data = data
+    placeholder.__class__ = cls
+    placeholder.__dict__.update(attributes)
+
+
+def become(module: torch.nn.Module, twin: torch.nn.Module) -> None:
+    for name in ("_parameters", "_buffers", "_modules"):
+        for key, value in getattr(twin, name).items():
+            getattr(module, name).setdefault(key, value)
+    for name, value in twin.__dict__.items():
+        if name not in KEPT:
+            module.__dict__[name] = value
+    module.__class__ = type(twin)
+    for name in ("_seed", "_placeholders"):
+        module.__dict__.pop(name, None)
+    stop_waiting(module)
+
+
+def settle(container: torch.nn.Module, root: torch.nn.Module) -> None:
+    # A part that the trace did not reach goes on waiting for its own first call.
+    if container is root or not any(map(is_pending, container.modules())):
+        stop_waiting(container)
+
+
+def snapshot(module: torch.nn.Module, only_hooks: bool = False) -> Undo:
+    """A function that gives `module` back its class, its attributes and its hooks."""
+    cls = type(module)
+    attributes = {
+        name: value
+        for name, value in module.__dict__.items()
+        if not only_hooks or name in ("_initialize_hook", "_result_hook")
+    }
+    contents = [(module.__dict__[name], module.__dict__[name].copy()) for name in KEPT]
+
+    def restore() -> None:
+        if not only_hooks:
+            module.__class__ = cls
+            for name in module.__dict__.keys() - attributes.keys():
+                del module.__dict__[name]
+        module.__dict__.update(attributes)
+        for mapping, content in contents:
+            # torch may be iterating over one that has not changed.
+            if mapping.keys() != content.keys():
+                mapping.clear()
+                mapping.update(content)
+
+    return restore

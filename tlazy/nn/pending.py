@@ -1,0 +1,86 @@
+"""Modules that wait for their first call, and first calls that are under way."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakIdKeyDictionary
+
+# Held by whoever materializes. Reentrant: an initializer may itself call a lazy model.
+materializing = threading.RLock()
+
+Undo = Callable[[], None]
+
+# Attributes of a module that only waiting for an input has put there.
+WAITING = ("_initialize_hook", "_load_hook", "_result_hook", "_seed", "_placeholders")
+
+
+def is_pending(module: torch.nn.Module) -> bool:
+    """Whether `module` is a lazy module, torch's or tlazy's, that still waits for its input."""
+    lazy = isinstance(module, torch.nn.modules.lazy.LazyModuleMixin)
+    return lazy and "_initialize_hook" in module.__dict__
+
+
+def pending_modules(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The lazy modules below `root` (or `root` itself) that still wait, by path."""
+    return {path: module for path, module in root.named_modules() if is_pending(module)}
+
+
+def swapped(module: torch.nn.Module) -> list[str]:
+    """Tensors of a lazy module that stand in for its own, as inside of ``functional_call``."""
+    own = module.__dict__.get("_placeholders", {})
+    now = {**module._parameters, **module._buffers}
+    plain = [n for n, p in module._parameters.items() if type(p) is Tensor]
+    return plain + [
+        name
+        for name, placeholder in own.items()
+        if name not in plain and now.get(name) is not placeholder and not _is_unknown(now.get(name))
+    ]
+
+
+def _is_unknown(tensor: Any) -> bool:
+    return tensor is None or is_lazy(tensor)
+
+
+def is_waiting_root(module: torch.nn.Module) -> bool:
+    return "_initialize_hook" in module.__dict__ and not is_pending(module)
+
+
+def stop_waiting(module: torch.nn.Module) -> None:
+    """Remove the hooks of a module that has what it waited for; during a first call they stay."""
+    if module in trials:
+        return
+    for name in ("_load_hook", "_initialize_hook", "_result_hook"):
+        if name in module.__dict__:
+            module.__dict__.pop(name).remove()
+
+
+@dataclasses.dataclass
+class Trial:
+    """A first call that runs: where it fails, what it has materialized is taken back.
+
+    Attributes:
+        undo: None once another thread relies on what this one has made.
+        thread: that makes the call.
+        outer: the exception that was being handled when the call began.
+    """
+
+    undo: Undo | None
+    thread: int
+    outer: BaseException | None
+
+
+trials = WeakIdKeyDictionary()  # of the modules that are being called
+
+
+def keep_what_other_threads_try() -> None:
+    """Let the first calls that other threads are in the middle of stand, whatever comes."""
+    for trial in list(trials.values()):
+        if trial.thread != threading.get_ident():
+            trial.undo = None

@@ -1,0 +1,339 @@
+"""Shapes of a whole model without computing anything: a copy of it runs on fake tensors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.nn.parameter import Parameter, is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tlazy.isolation import no_modes
+from tlazy.nn.pending import is_pending
+from tlazy.nn.placeholder import blank
+from tlazy.nn.staging import Staging
+from tlazy.plan import LazyCall, Row, Trace, add_place, named
+from tlazy.shadow import Shadow
+
+_UNTRACEABLE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+class UntraceableError(RuntimeError):
+    """Raised where shapes alone do not lead through a forward.
+
+    It asks for the values of a tensor, uses an operator that says nothing about its output's shape,
+    or has parts compiled by TorchScript.
+    """
+
+
+class Spec:
+    """An input without data: what ``tlazy.trace`` needs to know of a tensor.
+
+    Args:
+        shape: sizes, one by one.
+        dtype, device: of the tensor that it stands for.
+
+    >>> Spec(8, 3, 150)
+    Spec(8, 3, 150, dtype=torch.float32, device='cpu')
+    """
+
+    def __init__(
+        self, *shape: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+    ) -> None:
+        if any(size < 0 for size in shape):
+            raise RuntimeError(f"sizes of a Spec must not be negative, got {shape}")
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
+        self.device = torch.device(device)
+
+    def __repr__(self) -> str:
+        sizes = "".join(f"{size}, " for size in self.shape)
+        return f"Spec({sizes}dtype={self.dtype}, device='{self.device}')"
+
+
+class Recorder:
+    """Runs a shadow of `model` under fake tensors and writes down what happens."""
+
+    dry_run = ""
+
+    def __init__(self, model: torch.nn.Module, inputs: Any) -> None:
+        self.model = model
+        self.mode: Any = FakeTensorMode(allow_non_fake_inputs=True)
+        self.home = _home_device(model, inputs)
+        self.rows: list[Row] = []
+        self.calls: list[LazyCall] = []
+        self.stack: list[tuple[Row, torch.nn.Module]] = []
+        self.counted: set[int] = set()
+        self.shapes = Staging(device="meta")
+        for path, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise UntraceableError(f"{path} is a ScriptModule, which cannot be traced")
+        self._copy(model)
+
+    def _copy(self, model: torch.nn.Module) -> None:
+        self.shadow = Shadow(model, self._fake)
+        for module in self.shadow.modules():
+            module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+            module.register_forward_hook(self._leave)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+        args, kwargs = tree_map(self._fake, (args, kwargs))
+        try:
+            with self.mode, _FlopCounter(self._count):
+                output = self.shadow.root(*args, **kwargs)
+        except _UNTRACEABLE as error:
+            raise UntraceableError(
+                f"the forward of {self._place()} cannot be traced, because it depends on the "
+                f"values of tensors or on an operator without a fake implementation: {error}"
+            ) from error
+        except Exception as error:
+            add_place(error, self._place())
+            raise
+        return Trace(self.model, self.rows, self._meta(output), self.calls, self.dry_run)
+
+    def _fake(self, value: Any) -> Any:
+        """The fake of a tensor or a Spec; a placeholder stays one; anything else is itself."""
+        if isinstance(value, Tensor) and is_lazy(value):
+            return blank(value, value.device, value.dtype)
+        if isinstance(value, Tensor) and not value.is_meta and not _is_wrapped(value):
+            return self.mode.from_tensor(value, static_shapes=True)
+        if isinstance(value, (Tensor, Spec)):
+            device = self.home if value.device.type == "meta" else value.device
+            with self.mode:
+                empty = torch.empty(_known(value.shape), dtype=value.dtype, device=device)
+            if isinstance(value, Parameter):
+                return Parameter(empty, value.requires_grad)
+            return empty.requires_grad_(getattr(value, "requires_grad", False))
+        return value
+
+    def _enter(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        row = Row(self.shadow.path(module), type(module).__name__, _sizes((args, kwargs)))
+        row.input_dtypes = _dtypes((args, kwargs))
+        self.stack.append((row, module))
+        self.rows.append(row)
+        if is_pending(module):
+            self._infer(module, args, kwargs)
+            row.layer = type(module).__name__
+        own = [p for p in module._parameters.values() if p is not None]
+        row.bytes = sum(p.nbytes for p in own if not is_lazy(p))
+        if not module._modules:
+            row.bytes += _nbytes((args, kwargs))
+        fresh = [p for p in own if not is_lazy(p) and id(p) not in self.counted]
+        row.params = sum(p.numel() for p in fresh)
+        self.counted.update(map(id, fresh))
+
+    def _infer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Give a lazy module of the shadow its shapes, and remember the call for the real one."""
+        args, kwargs = self._meta((args, kwargs))
+        self.calls.append(
+            LazyCall(self.shadow.path(module), self.shadow.original(module), args, kwargs)
+        )
+        placeholders = {**module._parameters, **module._buffers}
+        twin = self._shaped(module, args, kwargs)
+        for name, value in {**twin._parameters, **twin._buffers}.items():
+            placeholder = placeholders.get(name)
+            if placeholder is None or not is_lazy(placeholder) or value is None:
+                continue
+            fake = self._on(value, placeholder.device)
+            self.shadow.replace(placeholder, fake)
+        for name, value in twin.__dict__.items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                module.__dict__[name] = value
+        module.__class__ = type(twin)
+        module.__dict__.pop("_initialize_hook", None)
+
+    def _shaped(self, module: torch.nn.Module, args: Any, kwargs: Any) -> torch.nn.Module:
+        return self.shapes.add(module, args, kwargs, initialize=False)
+
+    def _on(self, value: Tensor, device: torch.device) -> Tensor:
+        with no_modes():
+            device = self.home if device.type == "meta" else device
+            with self.mode:
+                fake = torch.empty(value.shape, dtype=value.dtype, device=device)
+            if isinstance(value, Parameter):
+                return Parameter(fake, value.requires_grad)
+            return fake
+
+    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        row, entered = self.stack.pop()
+        while entered is not module:  # a forward has caught what a module inside of it raised
+            row, entered = self.stack.pop()
+        row.outputs, row.output_dtypes = _sizes(output), _dtypes(output)
+        if not module._modules:
+            row.bytes += _nbytes(output)
+
+    def _count(self, flops: int) -> None:
+        if self.stack:
+            self.stack[-1][0].flops += flops
+
+    def _meta(self, tree: Any) -> Any:
+        def convert(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return torch.empty_strided(
+                value.shape, value.stride(), dtype=value.dtype, device="meta"
+            )
+
+        with no_modes():
+            return tree_map(convert, tree)
+
+    def _place(self) -> str:
+        if not self.stack:
+            return type(self.model).__name__
+        return named(*((row := self.stack[-1][0]).path, row.layer))
+
+
+class DryRun(Recorder):
+    """Runs a copy of `model` with real tensors where values decide about the way."""
+
+    def __init__(self, model: torch.nn.Module, reason: str) -> None:
+        self.model = model
+        self.dry_run = reason
+        self.mode = nullcontext()
+        self.rows = []
+        self.calls = []
+        self.stack = []
+        self.counted = set()
+        self._copy(model)
+
+    def _fake(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if is_lazy(value):
+            return blank(value, value.device, value.dtype)
+        duplicate = value.detach().clone()
+        if isinstance(value, Parameter):
+            return Parameter(duplicate, value.requires_grad)
+        return duplicate.requires_grad_(value.requires_grad)
+
+    def _shaped(self, module: torch.nn.Module, args: Any, kwargs: Any) -> torch.nn.Module:
+        staging = Staging()
+        twin = staging.add(module, args, kwargs)
+        staging.finish()
+        return twin
+
+    def _on(self, value: Tensor, device: torch.device) -> Tensor:
+        moved = value.detach().to(device)
+        return Parameter(moved, value.requires_grad) if isinstance(value, Parameter) else moved
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Counts by torch's own formulas; FlopCounterMode itself would put hooks on every module."""
+
+    def __init__(self, count: Callable[[int], None]) -> None:
+        from torch.utils.flop_counter import flop_registry
+
+        super().__init__()
+        self.count = count
+        self.formulas = flop_registry
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "prim":  # attributes such as x.device: the fake tensor knows
+            return NotImplemented
+        kwargs = kwargs or {}
+        formula = self.formulas.get(func._overloadpacket)
+        if formula is None:
+            # In inference mode compound operators arrive whole.
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.count(int(formula(*args, **kwargs, out_val=out)))
+        return out
+
+
+@contextmanager
+def quiet_fake_tensors() -> Iterator[None]:
+    """Keep fake tensors from logging the exceptions that they raise."""
+    logger = logging.getLogger(FakeTensor.__module__)
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+@contextmanager
+def unseen_by_checkpointing() -> Iterator[None]:
+    """Hide what the trace saves for backward: activation checkpointing counts such tensors."""
+    autograd: Any = torch._C._autograd
+    if not autograd._saved_tensors_hooks_is_enabled():  # as inside of torch.func.grad
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+        yield
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _home_device(model: torch.nn.Module, inputs: Any) -> torch.device:
+    """Where tensors of the meta device are taken to be: with the first one that is elsewhere."""
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, (Tensor, Spec))]
+    tensors += [*model.parameters(), *model.buffers()]
+    elsewhere = (t.device for t in tensors if t.device.type != "meta")
+    return next(elsewhere, torch.device("cpu"))
+
+
+def _known(shape: Iterable[Any]) -> list[int]:
+    """Sizes as they are in the call at hand, where a compiler has symbols for them."""
+    return [size.node.hint if isinstance(size, torch.SymInt) else size for size in shape]
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def has_data(model: torch.nn.Module, inputs: Any) -> bool:
+    """Whether there are values to compute with everywhere."""
+    leaves = tree_leaves(inputs)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors += [*model.parameters(), *model.buffers()]
+    empty = any(isinstance(leaf, Spec) for leaf in leaves)
+    return not empty and not any(tensor.is_meta or _is_wrapped(tensor) for tensor in tensors)
+
+
+def _dtypes(tree: Any) -> list[str]:
+    leaves = tree_leaves(tree)
+    return [str(leaf.dtype).removeprefix("torch.") for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _sizes(tree: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _nbytes(tree: Any) -> int:
+    leaves = tree_leaves(tree)
+    return sum(
+        prod(leaf.shape) * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor)
+    )
