@@ -31,6 +31,8 @@ OPERATIONS = [
     Conv1d(2, 6, 11, 4, 3, padding="causal", layout="nlc"),
     depthwise(2, 6, 11, 4),
     depthwise(2, 6, 11, 4, padding="same", bias=False),
+    ConvTranspose1d(2, 6, 11, 4, 3, 2, 1, 2, activation="gelu"),
+    ConvTranspose1d(2, 6, 11, 4, 5, bias=False, layout="nlc"),
     *(LinearChain(7, 5, 3, then=name) for name in CHAINS),
     *(Network(name, 3, 2, 16, 4) for name in MODELS),
 ]

@@ -16,7 +16,7 @@ import torch
 
 from tlazy.bench import machine, peers, record, suites, tuning
 from tlazy.bench.measuring import DeviceLost, Settings, measure
-from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, Linear
+from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, ConvTranspose1d, Linear
 from tlazy.bench.record import Record
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
@@ -240,7 +240,7 @@ def _adjusted(problem: Problem, options: Options) -> Problem:
     changes: dict[str, Any] = {}
     operation = problem.operation
     if options.activation is not None:
-        if type(operation) not in (Linear, Conv1d):
+        if type(operation) not in (Linear, Conv1d, ConvTranspose1d):
             raise UserError(f"--activation is not for {operation.op} ({problem.name})")
         changes["activation"] = None if options.activation == "none" else options.activation
     if options.layout is not None:

@@ -7,6 +7,7 @@ Each operation draws its own random tensors, computes with ``torch.nn.functional
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -260,7 +261,7 @@ class Conv1d(Operation):
 
 @dataclass(frozen=True)
 class ConvTranspose1d(Operation):
-    """``conv_transpose1d(x, weight) + bias`` for x of shape (batch, in_channels, length)."""
+    """``act(conv_transpose1d(x, weight) + bias)`` for x of shape (batch, in_channels, length)."""
 
     op: ClassVar[str] = "conv_transpose1d"
     batch: int
@@ -272,6 +273,7 @@ class ConvTranspose1d(Operation):
     padding: int = 0
     dilation: int = 1
     bias: bool = True
+    activation: str | None = None
     layout: str = "ncl"
 
     def tensors(self, draw: Draw) -> list[Tensor]:
@@ -289,10 +291,12 @@ class ConvTranspose1d(Operation):
         return draw.signal(batch, channels, length, self.layout)
 
     def stock(self, *tensors: Tensor) -> Tensor:
-        return self._run(torch_functional.conv_transpose1d, *tensors)
+        return self.finish(self._run(torch_functional.conv_transpose1d, *tensors))
 
     def fused(self, *tensors: Tensor) -> Tensor:
-        return self._run(tlazy_functional.conv_transpose1d, *tensors)
+        activation: Any = self.activation
+        fused = functools.partial(tlazy_functional.conv_transpose1d, activation=activation)
+        return self._run(fused, *tensors)
 
     def forward_flops(self) -> int:
         taps = self.in_channels * self.kernel_size

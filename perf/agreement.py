@@ -1,0 +1,80 @@
+"""Do two runs of a suite agree? Measures it twice and compares, row by row.
+
+    python -m perf.agreement --suite sweep
+
+Run it on a quiet machine: that two runs agree there is what the printed spreads promise. A row
+disagrees where the spreads (20% to 80% quantiles) of its two runs do not overlap and the medians
+are more than 5% apart, which is what ``tlazy bench --compare`` flags.
+
+Exit codes: 0 where all rows agree, 1 where some do not, 2 for bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from tlazy.bench import command, machine, suites
+from tlazy.bench.measuring import Settings, measure
+from tlazy.bench.record import Record, common, compare
+from tlazy.bench.suites import Problem
+from tlazy.errors import UserError
+
+AGREE, DISAGREE, BAD_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure twice, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m perf.agreement", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--suite", default="sweep", choices=list(suites.SUITES))
+    parser.add_argument("--seconds", type=float, default=0.5, help="of samples of each row (0.5)")
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if not 0 < options.seconds < float("inf"):
+            raise UserError(f"--seconds must be positive and finite, got {options.seconds}")
+        problems = command.suite_problems(options.suite, device)
+        settings = Settings(device, seconds=options.seconds)
+        first, second = (run(problems, settings) for _ in range(2))
+    except UserError as error:
+        print(f"perf.agreement: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return judge(first, second)
+
+
+def run(problems: Iterable[Problem], settings: Settings) -> dict[str, Any]:
+    """One record of the problems."""
+    record = Record("python -m perf.agreement", settings.device, machine.Ceilings())
+    measure(problems, record, settings)
+    return record.content
+
+
+def judge(first: dict[str, Any], second: dict[str, Any]) -> int:
+    """Print what the two have in common, and return the exit code."""
+    apart = {
+        f"{row['problem']}, {row['pass']}, {row['peer']}": row["why"]
+        for old, new in ((first, second), (second, first))
+        for row in compare(old, new)
+    }
+    overlapping = sum(
+        one["q20_us"] <= two["q80_us"] and two["q20_us"] <= one["q80_us"]
+        for one, two in zip(first["rows"], second["rows"], strict=True)
+        if one["status"] == two["status"] == "ok"
+    )
+    whole = common(first, second)
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"{first['machine']['device']}; load {load}")
+    print(f"{whole - len(apart)} of {whole} rows agree; the spreads of {overlapping} overlap")
+    for name, why in apart.items():
+        print(f"disagrees: {name}: {why}")
+    return DISAGREE if apart else AGREE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
