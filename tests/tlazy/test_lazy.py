@@ -168,7 +168,8 @@ def test_an_initializer_that_raises_at_any_layer_changes_nothing(error):
     assert net(series()).shape == (2, 3)
 
 
-def test_an_interrupt_at_any_line_of_the_commit_changes_nothing():
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_an_interrupt_at_any_line_of_the_commit_changes_nothing(device):
     line = 0
     while True:
         line += 1
@@ -187,7 +188,7 @@ def test_an_interrupt_at_any_line_of_the_commit_changes_nothing():
 
         sys.settrace(stop)
         try:
-            plan.materialize()
+            plan.materialize(device=device)
         except KeyboardInterrupt:
             sys.settrace(None)
             assert snapshot(net) == before, f"at line {line}"
@@ -591,6 +592,23 @@ def test_a_functional_call_of_a_lazy_model_is_refused_and_breaks_nothing():
     assert net(torch.ones(2, 3)).shape == (2, 4)
 
 
+@pytest.mark.parametrize("mixin", [nn.LazyModuleMixin, torch.nn.modules.lazy.LazyModuleMixin])
+def test_a_lazy_module_without_parameters_is_called_as_any_other(mixin):
+    class Shows(mixin, torch.nn.Module):
+        def initialize_parameters(self, x):
+            self.width = x.shape[-1]
+
+        def forward(self, x):
+            return x
+
+    before, after = Shows(), Shows()
+    before.register_forward_pre_hook(lambda module, args: args[0] + 1)
+    after.register_forward_hook(lambda module, args, out: out + 1)
+    for module in (before, after):
+        assert torch.equal(module(torch.zeros(2, 2)), torch.ones(2, 2))
+        assert module.width == 2
+
+
 LAYERS = [
     (lambda lib: lib.LazyLinear(10), lambda lib: lib.Linear(5, 10), (4, 5)),
     (lambda lib: lib.LazyConv1d(16, 3, stride=2), lambda lib: lib.Conv1d(6, 16, 3, 2), (9, 6, 50)),
@@ -666,6 +684,22 @@ class TestTorchsOwnBehaviour:
             layer.share_memory()
         layer(torch.ones(shape, dtype=torch.float64))
         assert layer.weight.dtype is torch.float64
+
+    def test_norms_of_the_weight_are_refused(self, lib, lazy, eager, shape):
+        layer = lazy(lib)
+        for norm in (torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm):
+            with refused(layer, ValueError, match="uninitialized parameters"):
+                norm(layer)
+
+    def test_placeholders_can_be_materialized_by_hand(self, lib, lazy, eager, shape):
+        layer = lazy(lib).half()
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+        layer.weight.materialize(10)
+        assert (type(layer.weight), layer.weight.dtype) == (torch.nn.Parameter, torch.float16)
+        layer.weight.data.zero_()
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+        assert layer.weight.max() < 0
 
     def test_layers_follow_one_another(self, lib, lazy, eager, shape):
         net = torch.nn.Sequential(lazy(lib), lib.LazyLinear(3), lib.LazyLinear(2))

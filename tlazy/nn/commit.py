@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter
+from torch.nn.parameter import Parameter, is_lazy
 
 from tlazy.nn.pending import Undo, is_pending, stop_waiting
 
@@ -41,8 +41,8 @@ def fill(placeholder: Any, value: Tensor, restorers: list[Undo]) -> None:
             other = Parameter(value, placeholder.requires_grad)
         other.__dict__.update(placeholder.__dict__)
         other.__dict__.pop("label", None)
+        restorers.append(functools.partial(_swap_back, placeholder, other))
         torch.utils.swap_tensors(placeholder, other)
-        restorers.append(functools.partial(torch.utils.swap_tensors, placeholder, other))
 
 
 def _restore(placeholder: Any, data: Tensor, cls: type, attributes: dict[str, Any]) -> None:
@@ -50,6 +50,11 @@ def _restore(placeholder: Any, data: Tensor, cls: type, attributes: dict[str, An
     placeholder.data = data
     placeholder.__class__ = cls
     placeholder.__dict__.update(attributes)
+
+
+def _swap_back(placeholder: Any, other: Any) -> None:
+    if is_lazy(other):  # it is what the placeholder was, so they have been swapped
+        torch.utils.swap_tensors(placeholder, other)
 
 
 def become(module: torch.nn.Module, twin: torch.nn.Module) -> None:
