@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from tlazy_kernels import checks, reference
+from tlazy_kernels import checks, layouts, reference
 from tlazy_kernels.environment import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES
 
 if HAS_TRITON:
@@ -78,7 +78,7 @@ def _epilogue_backward(run: Callable) -> Callable:
 def _fake_epilogue_backward(
     grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    g = None if activation is None else grad.new_empty(grad.shape)
+    g = None if saved is None or activation is None else layouts.empty_like(grad.shape, saved)
     return _present(grad, (g, grad.new_empty(grad.shape[1]) if bias else None))
 
 
@@ -130,7 +130,8 @@ def _fake_conv1d_forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
-    return x.new_empty(shape), x.new_empty(shape if save else 0)
+    y = layouts.empty_like(shape, x)
+    return y, layouts.empty_like(shape, x) if save else x.new_empty(0)
 
 
 def _fake_conv1d_grad_input(
@@ -142,7 +143,8 @@ def _fake_conv1d_grad_input(
     dilation: int,
     groups: int,
 ) -> Tensor:
-    return grad.new_empty(grad.shape[0], weight.shape[1] * groups, input_length)
+    shape = grad.shape[0], weight.shape[1] * groups, input_length
+    return layouts.empty_like(shape, grad)
 
 
 def _fake_conv1d_grad_weight(

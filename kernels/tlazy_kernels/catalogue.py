@@ -32,7 +32,12 @@ class Case:
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     """Every kernel once, with the tiles that it chooses itself and its costliest epilogue."""
     yield from _linear(dtype, rows=262_144, inputs=1024, outputs=1024, activation="gelu")
-    yield from _conv1d("conv1d", dtype, (32, 128, 32_768), (128, 128, 9), activation="gelu")
+    yield from _conv1d("conv1d", dtype, (64, 128, 32_768), (128, 128, 9), activation="gelu")
+    # An odd length, whose last row of a stride is not whole.
+    last: dict[str, Any] = {"channels_last": True, "tag": " channels last"}
+    yield from _conv1d(
+        "conv1d", dtype, (32, 512, 31_999), (512, 512, 3), stride=2, activation="gelu", **last
+    )
     yield from _conv1d("depthwise", dtype, (32, 2048, 4096), (2048, 1, 4), activation="gelu")
     yield _conv_transpose1d(dtype, (32, 256, 8192), (256, 128, 8), stride=4, activation="gelu")
     yield _epilogue(dtype, "gelu")
@@ -117,6 +122,7 @@ def _conv1d(
     *,
     activation: str | None,
     stride: int = 1,
+    channels_last: bool = False,
     config: TileConfig | None = None,
     tag: str = "",
 ) -> Iterator[Case]:
@@ -127,6 +133,8 @@ def _conv1d(
     bias = _meta(weight_shape[0], dtype=dtype)
     shape = checks.conv1d_shape(x, weight, bias, *settings, activation)
     grad = _meta(*shape, dtype=dtype)
+    if channels_last:
+        x, grad = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x, grad))
     costs: dict[str, Any] = {"dtype": dtype, "out_length": shape[2]}
     yield Case(
         f"{noun}_forward{tag}",

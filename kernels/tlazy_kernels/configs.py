@@ -189,21 +189,25 @@ def _depths(m: int, n: int, k: int, tile: TileConfig, target: Target) -> list[in
     return [steps * tile.depth, _ceil_div(steps, parts) * tile.depth]
 
 
+def step_cycles(tile: TileConfig, itemsize: int, precision: str, target: Target) -> float:
+    """Modelled cycles of one step of a tile's contraction, of which a processor may run several."""
+    step_bytes = (tile.rows + tile.cols) * tile.depth * itemsize
+    in_flight = tile.programs(itemsize, target) * max(tile.num_stages - 1, 1) * step_bytes
+    rate = min(_CACHE_BYTES, in_flight / _LATENCY)
+    slowdown = {"ieee": 1, "tf32": 2, "tf32x3": 6}[precision]
+    return _STEP + max(
+        2 * max(tile.rows, 64) * tile.cols * tile.depth * slowdown / target.flops,
+        step_bytes / rate,
+    )
+
+
 def _cycles(
     m: int, n: int, k: int, itemsize: int, precision: str, target: Target, split: Split
 ) -> float:
     """Modelled cycles of a product: the busiest processor's steps, each bound by the matrix units
     or by what the cache and the bytes in flight let through; the start; the memory's least time."""
     tile, parts, depth = split
-    resident = tile.programs(itemsize, target)
-    step_bytes = (tile.rows + tile.cols) * tile.depth * itemsize
-    in_flight = resident * max(tile.num_stages - 1, 1) * step_bytes
-    rate = min(_CACHE_BYTES, in_flight / _LATENCY)
-    slowdown = {"ieee": 1, "tf32": 2, "tf32x3": 6}[precision]
-    step = _STEP + max(
-        2 * max(tile.rows, 64) * tile.cols * tile.depth * slowdown / target.flops,
-        step_bytes / rate,
-    )
+    step = step_cycles(tile, itemsize, precision, target)
     programs = _ceil_div(m, tile.rows) * _ceil_div(n, tile.cols) * parts
     store = tile.rows * tile.cols * (itemsize if parts == 1 else 4) / target.memory_bytes / 2
     each = _ceil_div(depth, tile.depth) * step + store

@@ -14,6 +14,7 @@ from tlazy_kernels import checks
 from tlazy_kernels.activations import activation_grad
 from tlazy_kernels.configs import TileConfig, pointwise_config, split_rows
 from tlazy_kernels.launch import Buffer, Plan, Step, launch, metadata
+from tlazy_kernels.layouts import strides_like
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.targets import Target
 
@@ -32,7 +33,7 @@ def _epilogue_backward_metadata(
 def _epilogue_backward_kernel(
     grad_ptr,  # dL/dy, shape (outer, channels, inner)
     saved_ptr,  # z or y, same shape; unread where ACTIVATION is None
-    out_ptr,  # dL/dz, same shape, contiguous; unwritten where ACTIVATION is None
+    out_ptr,  # dL/dz, same shape; unwritten where ACTIVATION is None
     partial_ptr,  # bias gradient's partial sums, fp32, shape (splits, channels)
     rows,  # outer * inner
     inner,
@@ -44,6 +45,9 @@ def _epilogue_backward_kernel(
     stride_so,
     stride_sc,
     stride_si,
+    stride_oo,
+    stride_oc,
+    stride_oi,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -74,7 +78,7 @@ def _epilogue_backward_kernel(
             ).to(tl.float32)
             grad = activation_grad(grad, saved, ACTIVATION)
             tl.store(
-                out_ptr + (outer * channels + channel64) * inner + within,
+                out_ptr + outer * stride_oo + channel64 * stride_oc + within * stride_oi,
                 grad.to(out_ptr.dtype.element_ty),
                 mask=mask,
             )
@@ -103,9 +107,9 @@ def epilogue_backward(
         config: tile; by default from the sizes.
 
     Returns:
-        (g, bias gradient): g has `grad`'s shape and dtype, contiguous, and is None where
-        `activation` is None, because it would be `grad` itself; the bias gradient has shape
-        (channels,), `grad`'s dtype, and is None unless asked for.
+        (g, bias gradient): g has `grad`'s shape and dtype and the memory layout of
+        `saved`, and is None where `activation` is None, because it would be `grad` itself; the
+        bias gradient has shape (channels,), `grad`'s dtype, and is None unless asked for.
 
     Raises:
         RuntimeError, ValueError: as ``checks.epilogue_shape``, before anything is allocated.
@@ -124,7 +128,9 @@ def _plan(
 ) -> Plan:
     outer, channels, inner = checks.epilogue_shape(grad, saved, activation)
     rows = outer * inner
-    g = Buffer((outer, channels, inner), grad.dtype)
+    read = grad if saved is None else saved
+    strides = strides_like(grad.shape, read)
+    g = Buffer((outer, channels, inner), grad.dtype, strides)
     sums = Buffer((channels,), grad.dtype)
     outputs = (0 if activation else None, 1 if bias else None)
     if channels == 0 or not (activation or bias):
@@ -133,12 +139,11 @@ def _plan(
     channel_blocks = -(-channels // config.cols)
     parts, rows_per_part = split_rows(rows, channel_blocks, config.rows)
     partial = Buffer((parts, channels), torch.float32)
-    read = grad if saved is None else saved
     step = Step(
         _epilogue_backward_kernel,
         (channel_blocks, parts),
         (0, 0 if saved is None else 1, 2, 4),
-        (rows, inner, channels, rows_per_part, *grad.stride(), *read.stride()),
+        (rows, inner, channels, rows_per_part, *grad.stride(), *read.stride(), *strides),
         {
             "ACTIVATION": activation,
             "HAS_BIAS": bias,

@@ -64,11 +64,12 @@ def _recordings(
 
 
 def _rows(case: Case, target: str, dtype: str, recording: Recording) -> list[Row]:
-    """One for each launch, all with the whole case's arithmetic and traffic."""
+    """One for each launch, all with the whole case's arithmetic and traffic. That with most of the
+    arithmetic has the case's name, what comes before and after it its own as well."""
     rows = []
+    main = max(recording.launches, key=lambda launch: launch.flops)
     for launch in recording.launches:
-        second = launch is not recording.launches[0]
-        name = f"{case.name} + {launch.kernel.fn.__name__}" if second else case.name
+        name = case.name if launch is main else f"{case.name} + {launch.kernel.fn.__name__}"
         rows.append(
             Row(
                 **asdict(compiled(name, target, dtype, launch)),

@@ -52,11 +52,12 @@ AMD_KINDS = {
 
 
 def usage(asm: Mapping[str, Any]) -> tuple[int, int]:
-    """(registers, bytes of stack) a thread; spilled registers count as stack."""
+    """(registers, bytes of stack) a thread; spilled registers count as stack. A scalar register
+    that AMD's compiler keeps in a lane of a vector register does not: it never leaves the chip."""
     if "amdgcn" in asm:
         found = dict(re.findall(r"\.(\w+):\s+(\d+)", asm["amdgcn"]))
-        spilled = int(found["vgpr_spill_count"]) + int(found["sgpr_spill_count"])
-        return int(found["vgpr_count"]), int(found["private_segment_fixed_size"]) + 4 * spilled
+        spilled = 4 * int(found["vgpr_spill_count"])
+        return int(found["vgpr_count"]), int(found["private_segment_fixed_size"]) + spilled
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _run("cuobjdump", asm, "-res-usage")))
     return int(found["REG"]), int(found["STACK"]) + int(found["LOCAL"])
 

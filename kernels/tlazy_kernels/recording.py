@@ -40,6 +40,10 @@ class Launch:
     options: dict[str, int]
     allocates: bool = False
 
+    @property
+    def flops(self) -> int:
+        return sum(n for fact, n in self.metadata().items() if fact.startswith("flops"))
+
     def metadata(self) -> dict[str, Any]:
         """What a profiler would show of it."""
         described = self.kernel.launch_metadata
@@ -66,8 +70,7 @@ class Recording:
 
     @property
     def flops(self) -> int:
-        facts = [launch.metadata() for launch in self.launches]
-        return sum(n for fact in facts for key, n in fact.items() if key.startswith("flops"))
+        return sum(launch.flops for launch in self.launches)
 
 
 @contextmanager

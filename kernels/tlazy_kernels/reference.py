@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv1d_input, conv1d_weight
 
-from tlazy_kernels import checks
+from tlazy_kernels import checks, layouts
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -46,7 +46,7 @@ def epilogue_backward(
     checks.epilogue_shape(grad, saved, activation)
     g = None
     if activation is not None and saved is not None:
-        g = _ACTIVATION_GRADS[activation](grad, saved).contiguous()
+        g = layouts.dense_like(_ACTIVATION_GRADS[activation](grad, saved), saved)
     return g, (grad if g is None else g).sum((0, 2)) if bias else None
 
 
@@ -87,7 +87,7 @@ def conv1d_forward(
 ) -> tuple[Tensor, Tensor | None]:
     checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
     z = F.conv1d(F.pad(x, tuple(padding)), weight, bias, stride, 0, dilation, groups)
-    return _activated(z.contiguous(), activation, save_preactivation)
+    return _activated(layouts.dense_like(z, x), activation, save_preactivation)
 
 
 def conv1d_grad_input(
@@ -104,7 +104,7 @@ def conv1d_grad_input(
     left, right = padding
     shape = (grad.shape[0], weight.shape[1] * groups, left + input_length + right)
     padded = conv1d_input(shape, weight, grad, stride, 0, dilation, groups)
-    return padded[:, :, left : left + input_length].contiguous()
+    return layouts.dense_like(padded[:, :, left : left + input_length], grad)
 
 
 def conv1d_grad_weight(

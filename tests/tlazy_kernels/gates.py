@@ -20,12 +20,11 @@ FULL_ROWS = 64
 
 _SHIFTED = (
     "a tap shifts 2-byte samples by less than the 4 bytes that the smallest asynchronous copy takes"
-    " and aligns to, and the weight's filters lie in_channels * taps apart; packing it would cost"
-    " a launch for each call"
+    " and aligns to, and the weight's filters lie in_channels * taps apart"
 )
 
 # Products of 16-bit elements whose operands reach shared memory through registers, and why.
-WITHOUT_ASYNC_COPIES = {"_conv1d_kernel": _SHIFTED}
+WITHOUT_ASYNC_COPIES = {"_conv1d_gather_kernel": _SHIFTED}
 
 # Global loads of 2 bytes that may stand in the binary of a kernel with 16-bit elements, of which
 # each is one tile's share of a thread: any more would be a layout that got worse. In float32 no
@@ -33,8 +32,11 @@ WITHOUT_ASYNC_COPIES = {"_conv1d_kernel": _SHIFTED}
 NARROW_LOADS = {
     "_matmul_kernel": 0,
     "_epilogue_backward_kernel": 0,
-    "_conv1d_kernel": 48,  # the samples and the weight, both as above
-    "_conv1d_grad_weight_kernel": 16,  # the samples
+    "_conv1d_tiled_kernel": 0,
+    "_grad_weight_tiled_kernel": 0,
+    "_copy_kernel": 16,  # weights, whose taps lie side by side
+    "_conv1d_gather_kernel": 48,  # the samples and the weight, both as above
+    "_grad_weight_gather_kernel": 16,  # the samples
     "_depthwise_kernel": 10,  # the samples, and the weight's 4 taps, which lie side by side
     "_depthwise_grad_weight_kernel": 16,  # the samples and the gradient, which have two lengths
 }

@@ -1,0 +1,108 @@
+"""Tiles of dense and grouped conv1d: the deterministic rule that picks one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tlazy_kernels.configs import TileConfig, split_rows, step_cycles
+from tlazy_kernels.targets import Target
+
+# Cycles, rounded, of a tile's start: its first loads' way, and the descriptors' where they change.
+_START = 1500
+
+
+def series_in_tile(config_rows: int, rows: int) -> int:
+    """How many series, of so many output rows each, share a tile: short ones would not fill it."""
+    return max(1, config_rows // (1 << (rows - 1).bit_length()))
+
+
+def conv1d_config(
+    target: Target,
+    *,
+    batch: int,
+    rows: int,
+    filters: int,
+    channels: int,
+    taps: float,
+    groups: int,
+    itemsize: int,
+    precision: str,
+    channels_last: bool,
+) -> TileConfig:
+    """The tile with the least modelled time for a convolution.
+
+    Args:
+        target: to plan for.
+        rows: output positions of one series, or of each residue of them.
+        filters, channels: of a group, written and contracted.
+        taps: that a row's sum has, on average.
+        groups: of channels, times residues.
+        itemsize: bytes of an element.
+        precision: of the dot, as ``environment.dot_precision``.
+        channels_last: whether a tile may take rows of several series.
+    """
+
+    def cycles(tile: TileConfig) -> float:
+        series = series_in_tile(tile.rows, rows) if channels_last else 1
+        tiles = -(-batch // series) * -(-rows // (tile.rows // series)) * -(-filters // tile.cols)
+        steps = max(1.0, taps * -(-channels // tile.depth))
+        store = tile.rows * tile.cols * itemsize / target.memory_bytes
+        resident = tile.programs(itemsize, target)
+        each = steps * step_cycles(tile, itemsize, precision, target) + store + _START / resident
+        return -(-tiles * groups // target.processors) * each
+
+    return min(_tiles(target, filters, channels, itemsize), key=cycles)
+
+
+def grad_weight_config(
+    target: Target,
+    *,
+    rows: int,
+    filters: int,
+    channels: int,
+    copies: int,
+    itemsize: int,
+    precision: str,
+) -> TileConfig:
+    """The tile with the least modelled time for a weight gradient, a sum over `rows` in parts.
+
+    Args:
+        target: to plan for.
+        rows: of the sum: output positions of all series.
+        filters, channels: of a group.
+        copies: taps times groups, each of which is such a product.
+        itemsize, precision: as in :func:`conv1d_config`.
+    """
+
+    def cycles(tile: TileConfig) -> float:
+        tiles = -(-filters // tile.rows) * -(-channels // tile.cols) * copies
+        steps = -(-rows // tile.depth)
+        parts, steps_per_part = split_rows(steps, tiles, 1)
+        waves = -(-tiles * parts // target.processors)
+        return waves * (steps_per_part * step_cycles(tile, itemsize, precision, target) + _START)
+
+    return min(_tiles(target, channels, rows, itemsize), key=cycles)
+
+
+def _tiles(target: Target, cols: int, depth: int, itemsize: int) -> Iterator[TileConfig]:
+    """Tiles of 64 rows or more, which the matrix units of NVIDIA's newer devices take, and as many
+    stages as fit. Where threads copy tiles, or split fp32, larger ones leave too few registers."""
+    widest = 64 if itemsize == 4 and not target.copies_tiles else 256
+    largest = 128 * 256 if target.copies_tiles else 128 * 128
+    if itemsize == 4:
+        largest = 128 * 128 if target.copies_tiles else 64 * 64
+    deep = min(32 if itemsize == 4 else 64, max(16, 1 << (depth - 1).bit_length()))
+    for block_rows in (128, 64):
+        for block_cols in (256, 128, 64, 32, 16):
+            area = block_rows * block_cols
+            if block_cols > min(widest, 2 * max(cols, 8) - 1) or area > largest:
+                continue
+            warps = 8 if area * itemsize > 128 * 64 * 2 else 4
+            tile = TileConfig(block_rows, block_cols, deep, num_warps=warps, num_stages=4)
+            while tile.num_stages > 2 and tile.staged_bytes(itemsize, target) > (
+                target.shared_limit // (1 if area > 128 * 128 else 2)
+            ):
+                tile = replace(tile, num_stages=tile.num_stages - 1)
+            if tile.staged_bytes(itemsize, target) <= target.shared_limit:
+                yield tile

@@ -1,0 +1,169 @@
+"""Dense and grouped conv1d by pointers: any strides, any alignment, on any device.
+
+The contraction runs over (input channel, tap); each tap gathers its samples of x in place, shifted.
+Samples that do not exist (padding; on the way back also what the stride skips) are zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tlazy_kernels.activations import activate
+from tlazy_kernels.configs import TileConfig, dot_config
+from tlazy_kernels.launch import Step, metadata
+from tlazy_kernels.positions import Geometry, source_position
+
+
+def _conv1d_gather_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    touched = ["x_ptr", "weight_ptr", "y_ptr"]
+    touched += ["bias_ptr"] * args["HAS_BIAS"]
+    touched += ["preactivation_ptr"] * args["SAVE_PREACTIVATION"]
+    # Each weight meets each of the shorter side's positions, those in the padding too.
+    positions = args["x_ptr" if args["TRANSPOSED"] else "y_ptr"].shape
+    flops = 2 * positions[0] * positions[2] * args["weight_ptr"].numel()
+    return metadata(f"{kernel.name} [{_sizes(args)}]", flops, args, *touched)
+
+
+@triton.jit(launch_metadata=_conv1d_gather_metadata)
+def _conv1d_gather_kernel(
+    x_ptr,  # shape (N, groups * C, length)
+    weight_ptr,  # element (group, f, c, tap), by four strides
+    bias_ptr,  # shape (groups * F,); unread unless HAS_BIAS
+    y_ptr,  # act(conv + bias), shape (N, groups * F, out_length)
+    preactivation_ptr,  # conv + bias, same shape and strides as y; unwritten unless saved
+    rows,  # N * out_length
+    out_length,
+    length,
+    C,  # contraction channels a group
+    F,  # filters (output channels) a group
+    taps,
+    stride,
+    padding,
+    dilation,
+    stride_xn,
+    stride_xc,
+    stride_xl,
+    stride_wg,
+    stride_wo,
+    stride_wc,
+    stride_wk,
+    stride_bias,
+    stride_yn,
+    stride_yo,
+    stride_yl,
+    TRANSPOSED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_PREACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    out_blocks = tl.cdiv(F, BLOCK_F)
+    tiles = tl.cdiv(rows, BLOCK_R) * out_blocks
+    group = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    row = (tile // out_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    f = (tile % out_blocks).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
+    batch = row // out_length
+    position = row % out_length
+    x_rows = x_ptr + batch * stride_xn + group * C * stride_xc
+    w_columns = weight_ptr + group * stride_wg + f * stride_wo
+    acc = tl.zeros((BLOCK_R, BLOCK_F), dtype=tl.float32)
+    for step in range(tl.cdiv(C, BLOCK_C) * taps):
+        tap = step % taps
+        c = (step // taps).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+        source, exists = source_position(
+            position, tap, stride, padding, dilation, length, TRANSPOSED
+        )
+        x = tl.load(
+            (x_rows + source * stride_xl)[:, None] + (c * stride_xc)[None, :],
+            mask=((row < rows) & exists)[:, None] & (c < C)[None, :],
+            other=0.0,
+        )
+        w = tl.load(
+            (c * stride_wc + tap.to(tl.int64) * stride_wk)[:, None] + w_columns[None, :],
+            mask=(c < C)[:, None] & (f < F)[None, :],
+            other=0.0,
+        )
+        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+    channel = group * F + f
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + channel * stride_bias, mask=f < F, other=0.0)
+        acc += bias.to(tl.float32)[None, :]
+    target = (batch * stride_yn + position * stride_yl)[:, None] + (channel * stride_yo)[None, :]
+    mask = (row < rows)[:, None] & (f < F)[None, :]
+    if SAVE_PREACTIVATION:
+        tl.store(preactivation_ptr + target, acc.to(preactivation_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + target, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def _sizes(args: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={args[name]}" for name in ("rows", "C", "F", "taps", "stride"))
+
+
+def gather_step(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    preactivation: Tensor | None,
+    geometry: Geometry,
+    *,
+    transposed: bool,
+    activation: str | None,
+    precision: str,
+    config: TileConfig | None,
+) -> Step:
+    """Fill y with the convolution of x; the arguments are a plan's first five tensors."""
+    (batch, channels, length), (_, out_channels, out_length) = x.shape, y.shape
+    stride, (padding, _), dilation, groups = geometry
+    group_in, group_out = channels // groups, out_channels // groups
+    rows = batch * out_length
+    stride_out, stride_in, stride_tap = weight.stride()
+    stride_group = weight.shape[0] // groups * stride_out
+    if transposed:
+        stride_out, stride_in = stride_in, stride_out
+    config = config or dot_config(rows, group_out, group_in, x.element_size())
+    tiles = triton.cdiv(rows, config.rows) * triton.cdiv(group_out, config.cols)
+    return Step(
+        _conv1d_gather_kernel,
+        (tiles * groups,),
+        (0, 1, 0 if bias is None else 2, 3, 3 if preactivation is None else 4),
+        (
+            rows,
+            out_length,
+            length,
+            group_in,
+            group_out,
+            weight.shape[2],
+            stride,
+            padding,
+            dilation,
+            *x.stride(),
+            stride_group,
+            stride_out,
+            stride_in,
+            stride_tap,
+            0 if bias is None else bias.stride(0),
+            *y.stride(),
+        ),
+        {
+            "TRANSPOSED": transposed,
+            "ACTIVATION": activation,
+            "HAS_BIAS": bias is not None,
+            "SAVE_PREACTIVATION": preactivation is not None,
+            "PRECISION": precision,
+            "BLOCK_R": config.rows,
+            "BLOCK_F": config.cols,
+            "BLOCK_C": config.depth,
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )

@@ -1,0 +1,341 @@
+"""The weight gradient of a dense or grouped conv1d: for each tap, dY^T times the rows it reads.
+
+The sum over batch and time is taken in parts, which are added in a fixed order. As the forward
+pass, it reads tiles through tensor descriptors where memory is aligned, and by pointers elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tlazy_kernels import layouts
+from tlazy_kernels.configs import TileConfig, dot_config, split_rows
+from tlazy_kernels.conv1d_configs import grad_weight_config, series_in_tile
+from tlazy_kernels.conv1d_tiled import load_rows, rows_of
+from tlazy_kernels.environment import dot_precision
+from tlazy_kernels.launch import Buffer, Plan, Step, launch, metadata
+from tlazy_kernels.layouts import Tiled
+from tlazy_kernels.positions import Geometry, source_position
+from tlazy_kernels.splits import sum_step
+from tlazy_kernels.targets import Target
+
+
+def _grad_weight_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    batch, _, out_length = args["grad_ptr"].shape
+    flops = 2 * batch * out_length * args["groups"] * args["F"] * args["C"] * args["taps"]
+    sizes = " ".join(f"{size}={args[size]}" for size in ("out_length", "C", "F", "taps"))
+    return metadata(f"{kernel.name} [{sizes}]", flops, args, "grad_ptr", "x_ptr", "out_ptr")
+
+
+@triton.jit(launch_metadata=_grad_weight_metadata)
+def _grad_weight_tiled_kernel(
+    grad_ptr,  # g = dL/dz, shape (batch, groups * F, out_length)
+    x_ptr,  # shape (batch, groups * C, length)
+    out_ptr,  # partial sums, shape (parts, groups * F, C, taps), contiguous
+    batch,
+    length,
+    out_length,
+    groups,
+    C,
+    F,
+    taps,
+    padding,
+    dilation,
+    steps_per_part,
+    stride_gn,
+    stride_gg,
+    stride_gt,
+    stride_xn,
+    stride_xg,
+    stride_xt,
+    STRIDE: tl.constexpr,
+    GRAD_CHANNELS_LAST: tl.constexpr,
+    X_CHANNELS_LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    in_blocks = tl.cdiv(C, BLOCK_C)
+    out_blocks = tl.cdiv(F, BLOCK_F)
+    tap = tl.program_id(0) % taps
+    f = tl.program_id(0) // taps % out_blocks * BLOCK_F
+    c = tl.program_id(0) // (taps * out_blocks) % in_blocks * BLOCK_C
+    group = tl.program_id(0) // (taps * out_blocks * in_blocks)
+    part = tl.program_id(1)
+    lift = tl.cdiv(padding, STRIDE)
+    offset = tap * dilation - padding + lift * STRIDE
+    source = offset // STRIDE - lift
+    phase = offset % STRIDE
+    # Rows that this tap reads: none behind the last output, whose gradient's zeros would meet them.
+    rows = tl.minimum(tl.cdiv(length - phase, STRIDE), out_length + source)
+    grad = rows_of(
+        grad_ptr, batch, out_length, groups, F, stride_gn, stride_gg, stride_gt,
+        1, GRAD_CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_F,
+    )  # fmt: skip
+    x = rows_of(
+        x_ptr, batch, tl.maximum(rows, 1), groups, C, stride_xn, stride_xg, stride_xt,
+        STRIDE, X_CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C,
+    )  # fmt: skip
+    row_blocks = tl.cdiv(out_length, BLOCK_L)
+    first = part * steps_per_part
+    last = tl.minimum(first + steps_per_part, row_blocks * tl.cdiv(batch, BLOCK_N))
+    last = tl.where(rows > 0, last, first)
+    acc = tl.zeros((BLOCK_F, BLOCK_C), dtype=tl.float32)
+    for step in range(first, last):
+        n = step // row_blocks * BLOCK_N
+        row = step % row_blocks * BLOCK_L
+        g = load_rows(grad, n, row, 0, group, f, GRAD_CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_F)
+        read = load_rows(
+            x, n, row + source, phase, group, c, X_CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C
+        )
+        acc = tl.dot(g.T, read, acc, input_precision=PRECISION)
+    filters = f + tl.arange(0, BLOCK_F)
+    channels = c + tl.arange(0, BLOCK_C)
+    out_row = (part.to(tl.int64) * groups + group) * F + filters
+    tl.store(
+        out_ptr + ((out_row * C)[:, None] + channels[None, :]) * taps + tap,
+        acc.to(out_ptr.dtype.element_ty),
+        mask=(filters < F)[:, None] & (channels < C)[None, :],
+    )
+
+
+@triton.jit(launch_metadata=_grad_weight_metadata)
+def _grad_weight_gather_kernel(
+    grad_ptr,  # g = dL/dz, shape (N, groups * F, out_length)
+    x_ptr,  # shape (N, groups * C, length)
+    out_ptr,  # partial sums, shape (splits, groups * F, C, taps), contiguous
+    rows,  # N * out_length
+    rows_per_split,
+    out_length,
+    length,
+    C,
+    F,
+    groups,
+    taps,
+    stride,
+    padding,
+    dilation,
+    stride_gn,
+    stride_go,
+    stride_gl,
+    stride_xn,
+    stride_xc,
+    stride_xl,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    in_blocks = tl.cdiv(C, BLOCK_C)
+    tiles = tl.cdiv(F, BLOCK_F) * in_blocks * taps
+    group = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    split = tl.program_id(1).to(tl.int64)
+    tap = tile % taps
+    f = (tile // taps // in_blocks).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
+    c = (tile // taps % in_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    grad_channels = grad_ptr + (group * F + f) * stride_go
+    x_channels = x_ptr + (group * C + c) * stride_xc
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, rows)
+    acc = tl.zeros((BLOCK_F, BLOCK_C), dtype=tl.float32)
+    for start in range(first, last, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R).to(tl.int64)
+        batch = row // out_length
+        position = row % out_length
+        source, exists = source_position(position, tap, stride, padding, dilation, length, False)
+        grad = tl.load(
+            grad_channels[:, None] + (batch * stride_gn + position * stride_gl)[None, :],
+            mask=(f < F)[:, None] & (row < last)[None, :],
+            other=0.0,
+        )
+        x = tl.load(
+            (batch * stride_xn + source * stride_xl)[:, None] + x_channels[None, :],
+            mask=((row < last) & exists)[:, None] & (c < C)[None, :],
+            other=0.0,
+        )
+        acc = tl.dot(grad, x, acc, input_precision=PRECISION)
+    out_row = (split * groups + group) * F + f
+    tl.store(
+        out_ptr + (out_row * C)[:, None] * taps + c[None, :] * taps + tap,
+        acc.to(out_ptr.dtype.element_ty),
+        mask=(f < F)[:, None] & (c < C)[None, :],
+    )
+
+
+def correlate(
+    grad: Tensor,
+    x: Tensor,
+    shape: tuple[int, int, int],
+    geometry: Geometry,
+    *,
+    config: TileConfig | None = None,
+) -> Tensor:
+    """The weight gradient, of `shape` (C_out, C_in / groups, K)."""
+    (out,) = launch(_plan, (grad, x), shape, geometry, dot_precision(grad.dtype, "conv"), config)
+    assert out is not None
+    return out
+
+
+def _plan(
+    target: Target,
+    grad: Tensor,
+    x: Tensor,
+    shape: tuple[int, int, int],
+    geometry: Geometry,
+    precision: str,
+    config: TileConfig | None,
+) -> Plan:
+    out = Buffer(shape, grad.dtype)
+    if 0 in shape:
+        return Plan((out,), (), (0,))
+    tiles = _tiles(target, grad, x, shape, geometry)
+    if tiles is None:
+        parts, product = _gather_step(grad, x, shape, geometry, precision, config)
+    else:
+        config = config or grad_weight_config(
+            target,
+            rows=grad.shape[0] * grad.shape[2],
+            filters=shape[0] // geometry.groups,
+            channels=shape[1],
+            copies=shape[2] * geometry.groups,
+            itemsize=grad.element_size(),
+            precision=precision,
+        )
+        parts, product = _tiled_step(grad, x, *tiles, shape, geometry, precision, config)
+    if parts == 1:
+        return Plan((out,), (product,), (0,))
+    partial = Buffer((parts, *shape), torch.float32)
+    return Plan((partial, out), (product, sum_step(partial, shape, 2, 3, 3)), (1,))
+
+
+def _tiles(
+    target: Target, grad: Tensor, x: Tensor, shape: tuple[int, int, int], geometry: Geometry
+) -> tuple[Tiled, Tiled] | None:
+    """How tiles of both can be read, or None where pointers serve as well, or alone."""
+    stride, padding, dilation, groups = geometry
+    reach = (shape[2] + stride) * dilation + sum(padding) + x.shape[2]
+    if reach >= 2**31 or x.numel() == 0:
+        return None
+    tiles = layouts.tiled(grad, groups), layouts.tiled(x, groups)
+    if tiles[0] is None or tiles[1] is None:
+        return None
+    shifted = target.copies_tiles and layouts.ANY_START
+    if not tiles[1].channels_last and (stride > 1 or not shifted):
+        return None
+    return tiles[0], tiles[1]
+
+
+def _tiled_step(
+    grad: Tensor,
+    x: Tensor,
+    tiled_grad: Tiled,
+    tiled_x: Tiled,
+    shape: tuple[int, int, int],
+    geometry: Geometry,
+    precision: str,
+    config: TileConfig,
+) -> tuple[int, Step]:
+    """(parts, the launch that fills them)."""
+    out_channels, group_in, taps = shape
+    batch, _, out_length = grad.shape
+    stride, (padding, _), dilation, groups = geometry
+    group_out = out_channels // groups
+    several = tiled_grad.channels_last and tiled_x.channels_last
+    block_n = series_in_tile(config.depth, out_length) if several else 1
+    block_l = config.depth // block_n
+    tiles = triton.cdiv(group_out, config.rows) * triton.cdiv(group_in, config.cols) * taps * groups
+    steps = triton.cdiv(out_length, block_l) * triton.cdiv(batch, block_n)
+    parts, steps_per_part = split_rows(steps, tiles, 1)
+    step = Step(
+        _grad_weight_tiled_kernel,
+        (tiles, parts),
+        (0, 1, 2),
+        (
+            batch,
+            x.shape[2],
+            out_length,
+            groups,
+            group_in,
+            group_out,
+            taps,
+            padding,
+            dilation,
+            steps_per_part,
+            tiled_grad.stride_n,
+            tiled_grad.stride_g,
+            tiled_grad.stride_t,
+            tiled_x.stride_n,
+            tiled_x.stride_g,
+            tiled_x.stride_t,
+        ),
+        {
+            "STRIDE": stride,
+            "GRAD_CHANNELS_LAST": tiled_grad.channels_last,
+            "X_CHANNELS_LAST": tiled_x.channels_last,
+            "PRECISION": precision,
+            "BLOCK_N": block_n,
+            "BLOCK_L": block_l,
+            "BLOCK_F": config.rows,
+            "BLOCK_C": config.cols,
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return parts, step
+
+
+def _gather_step(
+    grad: Tensor,
+    x: Tensor,
+    shape: tuple[int, int, int],
+    geometry: Geometry,
+    precision: str,
+    config: TileConfig | None,
+) -> tuple[int, Step]:
+    """(parts, the launch that fills them)."""
+    out_channels, group_in, taps = shape
+    batch, _, out_length = grad.shape
+    stride, (padding, _), dilation, groups = geometry
+    group_out = out_channels // groups
+    rows = batch * out_length
+    config = config or dot_config(group_out, group_in, rows, x.element_size())
+    tiles = triton.cdiv(group_out, config.rows) * triton.cdiv(group_in, config.cols) * taps * groups
+    parts, rows_per_split = split_rows(rows, tiles, config.depth)
+    step = Step(
+        _grad_weight_gather_kernel,
+        (tiles, parts),
+        (0, 1, 2),
+        (
+            rows,
+            rows_per_split,
+            out_length,
+            x.shape[2],
+            group_in,
+            group_out,
+            groups,
+            taps,
+            stride,
+            padding,
+            dilation,
+            *grad.stride(),
+            *x.stride(),
+        ),
+        {
+            "PRECISION": precision,
+            "BLOCK_R": config.depth,
+            "BLOCK_F": config.rows,
+            "BLOCK_C": config.cols,
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return parts, step

@@ -1,0 +1,395 @@
+"""Dense and grouped conv1d by tiles that tensor descriptors read: aligned memory, either layout.
+
+A tap of the filter reads a tile of x in place, as rows that lie `step` samples apart: sample t is
+row t // step of residue t % step, so that a strided or dilated tap is a dense tile of the view
+[N, L / step, step, groups, C], and the device fills with zeros what lies beyond its borders. The
+filters come as [taps, groups, F, C], contraction last. The way back (transposed) writes rows that
+lie `stride` apart, one residue of output positions a tile: of those taps alone that reach it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tlazy_kernels.activations import activate
+from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.conv1d_configs import conv1d_config, series_in_tile
+from tlazy_kernels.copies import copy_step
+from tlazy_kernels.launch import Buffer, Step, metadata
+from tlazy_kernels.layouts import UNIT_BYTES, Tiled, in_units
+from tlazy_kernels.positions import Geometry
+from tlazy_kernels.targets import Target
+
+
+@triton.jit
+def rows_of(
+    ptr,  # shape (batch, groups * channels, step * rows), and perhaps less than a row more
+    batch,
+    rows,
+    groups,
+    channels,
+    stride_n,
+    stride_g,
+    stride_t,  # of a sample where CHANNELS_LAST, of a channel where not
+    STEP: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Descriptor of a tensor whose rows lie STEP samples apart; all else reads as zeros.
+
+    Strides are in units of 16 bytes, which lets the compiler know that addresses are aligned.
+    """
+    UNIT: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
+    stride_n, stride_g, stride_t = stride_n * UNIT, stride_g * UNIT, stride_t * UNIT
+    if CHANNELS_LAST:
+        tensor = tl.make_tensor_descriptor(
+            ptr,
+            [batch, rows, STEP, groups, channels],
+            [stride_n, STEP * stride_t, stride_t, stride_g, 1],
+            [BLOCK_N, BLOCK_L, 1, 1, BLOCK_C],
+        )
+    else:
+        tl.static_assert((STEP == 1) & (BLOCK_N == 1), "samples must be neighbours in a tile")
+        tensor = tl.make_tensor_descriptor(
+            ptr,
+            [batch, groups, channels, rows],
+            [stride_n, stride_g, stride_t, 1],
+            [1, 1, BLOCK_C, BLOCK_L],
+        )
+    return tensor
+
+
+@triton.jit
+def load_rows(
+    tensor,
+    n,
+    row,
+    residue,
+    group,
+    c,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A tile of shape (BLOCK_N * BLOCK_L, BLOCK_C) of such a descriptor."""
+    if CHANNELS_LAST:
+        tile = tensor.load([n, row, residue, group, c]).reshape(BLOCK_N * BLOCK_L, BLOCK_C)
+    else:
+        tile = tensor.load([n, group, c, row]).reshape(BLOCK_C, BLOCK_L).T
+    return tile
+
+
+@triton.jit
+def _add_taps(
+    acc,  # shape (BLOCK_N * BLOCK_L, BLOCK_F)
+    x,
+    weight,
+    n,
+    row,
+    group,
+    f,
+    first,
+    every,
+    count,  # of the taps first, first + every, ...
+    C,
+    padding,
+    dilation,
+    lift,
+    residue,
+    STEP: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """acc + the product over (input channels, these taps), taps within channels."""
+    for i in range(count * tl.cdiv(C, BLOCK_C)):
+        tap = first + i % count * every
+        c = i // count * BLOCK_C
+        # `lift` rows are added and taken off again, because division rounds towards zero.
+        if TRANSPOSED:
+            source = (residue + padding - tap * dilation) // STEP
+            phase = 0
+        else:
+            offset = tap * dilation - padding + lift * STEP
+            source = offset // STEP - lift
+            phase = offset % STEP
+        rows = load_rows(
+            x, n, row + source, phase, group, c, CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C
+        )
+        filters = weight.load([tap, group, f, c]).reshape(BLOCK_F, BLOCK_C)
+        acc = tl.dot(rows, filters.T, acc, input_precision=PRECISION)
+    return acc
+
+
+def _conv1d_tiled_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    touched = ["x_ptr", "weight_ptr", "y_ptr"]
+    touched += ["bias_ptr"] * args["HAS_BIAS"]
+    touched += ["preactivation_ptr"] * args["SAVE_PREACTIVATION"]
+    # Each weight meets each of the shorter side's positions, those in the padding too.
+    positions = args["length" if args["TRANSPOSED"] else "out_length"]
+    weights = math.prod(args[size] for size in ("taps", "groups", "F", "C"))
+    sizes = " ".join(f"{size}={args[size]}" for size in ("batch", "out_length", "C", "F", "taps"))
+    flops = 2 * args["batch"] * positions * weights
+    return metadata(f"{kernel.name} [{sizes}]", flops, args, *touched)
+
+
+@triton.jit(launch_metadata=_conv1d_tiled_metadata)
+def _conv1d_tiled_kernel(
+    x_ptr,  # shape (batch, groups * C, length)
+    weight_ptr,  # shape (taps, groups, F, C)
+    bias_ptr,  # shape (groups * F,); unread unless HAS_BIAS
+    y_ptr,  # act(conv + bias), shape (batch, groups * F, out_length)
+    preactivation_ptr,  # conv + bias, same shape and strides as y; unwritten unless saved
+    batch,
+    length,
+    out_length,
+    groups,
+    C,  # contraction channels a group
+    F,  # filters (output channels) a group
+    taps,
+    padding,
+    dilation,
+    period,  # every so many taps, source rows have the same residue
+    programs,
+    stride_xn,
+    stride_xg,
+    stride_xt,
+    stride_wk,
+    stride_wg,
+    stride_wf,
+    stride_bias,
+    stride_yn,
+    stride_yc,
+    stride_yl,
+    STRIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_PREACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SUBTILES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    X_STEP: tl.constexpr = 1 if TRANSPOSED else STRIDE
+    Y_STEP: tl.constexpr = STRIDE if TRANSPOSED else 1
+    UNIT: tl.constexpr = 128 // weight_ptr.dtype.element_ty.primitive_bitwidth
+    weight = tl.make_tensor_descriptor(
+        weight_ptr,
+        [taps, groups, F, C],
+        [stride_wk * UNIT, stride_wg * UNIT, stride_wf * UNIT, 1],
+        [1, 1, BLOCK_F, BLOCK_C],
+    )
+    if X_STEP == 1:
+        x = rows_of(
+            x_ptr, batch, length, groups, C, stride_xn, stride_xg, stride_xt,
+            1, CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C,
+        )  # fmt: skip
+    lift = tl.cdiv(padding, STRIDE)
+    filter_blocks = tl.cdiv(F, BLOCK_F)
+    row_blocks = tl.cdiv(tl.cdiv(out_length, Y_STEP), BLOCK_L)
+    batch_blocks = tl.cdiv(batch, BLOCK_N)
+    tiles = filter_blocks * Y_STEP * row_blocks * batch_blocks * groups
+    for tile in range(tl.program_id(0), tiles, programs):
+        f = tile % filter_blocks * BLOCK_F
+        residue = tile // filter_blocks % Y_STEP
+        row = tile // (filter_blocks * Y_STEP) % row_blocks * BLOCK_L
+        tile_of_series = tile // (filter_blocks * Y_STEP * row_blocks)
+        n = tile_of_series % batch_blocks * BLOCK_N
+        group = tile_of_series // batch_blocks
+        acc = tl.zeros((BLOCK_N * BLOCK_L, BLOCK_F), dtype=tl.float32)
+        if X_STEP == 1:
+            first = 0
+            if Y_STEP > 1:  # the first tap that reaches positions of this residue, if any does
+                first = taps
+                for tap in range(tl.minimum(period, taps)):
+                    if (residue + padding + (period * dilation - tap * dilation)) % Y_STEP == 0:
+                        first = tap
+            count = tl.cdiv(taps - first, period)
+            acc = _add_taps(
+                acc, x, weight, n, row, group, f, first, period, count,
+                C, padding, dilation, lift, residue, STRIDE, TRANSPOSED, CHANNELS_LAST, PRECISION,
+                BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
+            )  # fmt: skip
+        else:
+            # The last row is whole only for the first residues; there each has its own descriptor.
+            reach = (taps - 1) * dilation // X_STEP + 1
+            inside = row + BLOCK_L + reach <= length // X_STEP
+            parts = 1 if inside else tl.minimum(period, taps)
+            every = 1 if inside else period
+            for part in range(parts):
+                phase = (part * dilation - padding + lift * X_STEP) % X_STEP
+                rows = length // X_STEP
+                if not inside:
+                    rows = tl.cdiv(length - phase, X_STEP)
+                count = tl.where(rows > 0, tl.cdiv(taps - part, every), 0)
+                x = rows_of(
+                    x_ptr, batch, tl.maximum(rows, 1), groups, C, stride_xn, stride_xg, stride_xt,
+                    X_STEP, CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C,
+                )  # fmt: skip
+                acc = _add_taps(
+                    acc, x, weight, n, row, group, f, part, every, count,
+                    C, padding, dilation, lift, 0, STRIDE, TRANSPOSED, CHANNELS_LAST, PRECISION,
+                    BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
+                )  # fmt: skip
+        within = tl.arange(0, BLOCK_N * BLOCK_L)
+        series = n.to(tl.int64) + within // BLOCK_L
+        position = (row.to(tl.int64) + within % BLOCK_L) * Y_STEP + residue
+        exists = (series < batch) & (position < out_length)
+        target = series * stride_yn + position * stride_yl
+        for part in tl.static_range(SUBTILES):
+            z = _columns(acc, part, SUBTILES)
+            filters = f + part * (BLOCK_F // SUBTILES) + tl.arange(0, BLOCK_F // SUBTILES)
+            channel = group.to(tl.int64) * F + filters
+            if HAS_BIAS:
+                bias = tl.load(bias_ptr + channel * stride_bias, mask=filters < F, other=0.0)
+                z += bias.to(tl.float32)[None, :]
+            mask = exists[:, None] & (filters < F)[None, :]
+            element = target[:, None] + (channel * stride_yc)[None, :]
+            if SAVE_PREACTIVATION:
+                kept = z.to(preactivation_ptr.dtype.element_ty)
+                tl.store(preactivation_ptr + element, kept, mask=mask)
+            y = activate(z, ACTIVATION).to(y_ptr.dtype.element_ty)
+            tl.store(y_ptr + element, y, mask=mask)
+
+
+@triton.jit
+def _columns(x, part: tl.constexpr, PARTS: tl.constexpr):
+    """That part of the columns of x. An epilogue of whole large tiles would need more registers."""
+    if PARTS == 1:
+        found = x
+    else:
+        halves: tl.constexpr = PARTS // 2
+        split = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+        found = _columns(split[part // halves], part % halves, halves)
+    return found
+
+
+def tiled_steps(
+    x: Tensor,
+    tiled: Tiled,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    preactivation: Tensor | None,
+    geometry: Geometry,
+    *,
+    transposed: bool,
+    activation: str | None,
+    precision: str,
+    target: Target,
+    config: TileConfig | None,
+) -> tuple[list[Buffer], list[Step]]:
+    """Fill y with the convolution of x; the tensors are a plan's first five, in this order."""
+    (batch, channels, length), (_, out_channels, out_length) = x.shape, y.shape
+    stride, (padding, _), dilation, groups = geometry
+    taps, residues = weight.shape[2], stride if transposed else 1
+    rows = triton.cdiv(out_length, residues)
+    filters, contracted = out_channels // groups, channels // groups
+    config = config or conv1d_config(
+        target,
+        batch=batch,
+        rows=rows,
+        filters=filters,
+        channels=contracted,
+        taps=taps / residues,
+        groups=groups * residues,
+        itemsize=x.element_size(),
+        precision=precision,
+        channels_last=tiled.channels_last,
+    )
+    block_n = series_in_tile(config.rows, rows) if tiled.channels_last else 1
+    block_l = config.rows // block_n
+    tiles = triton.cdiv(filters, config.cols) * triton.cdiv(rows, block_l)
+    tiles *= triton.cdiv(batch, block_n) * groups * residues
+    buffers, steps, packed, strides = _packed(weight, groups, transposed=transposed)
+    programs = min(tiles, target.processors * config.programs(x.element_size(), target))
+    step = Step(
+        _conv1d_tiled_kernel,
+        (programs,),
+        (0, packed, 0 if bias is None else 2, 3, 3 if preactivation is None else 4),
+        (
+            batch,
+            length,
+            out_length,
+            groups,
+            contracted,
+            filters,
+            taps,
+            padding,
+            dilation,
+            stride // math.gcd(stride, dilation),
+            programs,
+            tiled.stride_n,
+            tiled.stride_g,
+            tiled.stride_t,
+            *strides,
+            0 if bias is None else bias.stride(0),
+            *y.stride(),
+        ),
+        {
+            "STRIDE": stride,
+            "TRANSPOSED": transposed,
+            "CHANNELS_LAST": tiled.channels_last,
+            "ACTIVATION": activation,
+            "HAS_BIAS": bias is not None,
+            "SAVE_PREACTIVATION": preactivation is not None,
+            "PRECISION": precision,
+            "SUBTILES": max(1, config.rows * config.cols // (16 * config.num_warps * 32)),
+            "BLOCK_N": block_n,
+            "BLOCK_L": block_l,
+            "BLOCK_F": config.cols,
+            "BLOCK_C": config.depth,
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return buffers, [*steps, step]
+
+
+def _packed(
+    weight: Tensor, groups: int, *, transposed: bool
+) -> tuple[list[Buffer], list[Step], int, tuple[int, ...]]:
+    """The filters as [taps, groups, F, C], C contiguous: in place, or by a copy.
+
+    A copy moves each weight twice, and a convolution that reads it for many positions saves more:
+    a tap's weights lie `taps` elements apart in PyTorch's order, which no wide load can take.
+
+    Returns:
+        buffers, steps, the plan's tensor that has them, its first three strides in units.
+    """
+    out_channels, in_channels, taps = weight.shape
+    filters, contracted = out_channels // groups, in_channels
+    stride_f, stride_c, stride_k = weight.stride()
+    stride_g = filters * stride_f
+    if transposed:
+        filters, contracted, stride_f, stride_c = contracted, filters, stride_c, stride_f
+    sizes = groups, filters, contracted, taps
+    strides = in_units(weight, (stride_k, taps), (stride_g, groups), (stride_f, filters))
+    aligned = weight.data_ptr() % UNIT_BYTES == 0
+    if strides and aligned and (stride_c == 1 or contracted == 1):
+        return [], [], 1, strides
+    unit = UNIT_BYTES // weight.element_size()
+    row = triton.cdiv(contracted, unit) * unit
+    buffer = Buffer((taps, groups, filters, row), weight.dtype)
+    target = groups * filters * row, filters * row, row
+    strides = tuple(stride // unit for stride in target)
+    source = stride_g, stride_f, stride_c, stride_k
+    step = copy_step(1, 5, sizes, source, (target[1], target[2], 1, target[0]))
+    return [buffer], [step], 5, strides

@@ -1,0 +1,76 @@
+"""Copies that change the order of dimensions in memory, ahead of a product that needs another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from tlazy_kernels.launch import Step, metadata
+
+
+def _copy_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = "x".join(str(args[f"size{i}"]) for i in range(4))
+    return metadata(f"{kernel.name} [{sizes}]", 0, args, "source_ptr", "target_ptr")
+
+
+@triton.jit(launch_metadata=_copy_metadata)
+def _copy_kernel(
+    source_ptr,  # shape (size0, size1, size2, size3)
+    target_ptr,  # same shape
+    size0,
+    size1,
+    size2,
+    size3,
+    source0,
+    source1,
+    source2,
+    source3,
+    target0,
+    target1,
+    target2,
+    target3,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    columns = tl.cdiv(size3, BLOCK_C)
+    tiles = tl.cdiv(size2, BLOCK_R) * columns
+    tile = tl.program_id(0) % tiles
+    outer = (tl.program_id(0) // tiles).to(tl.int64)
+    first, second = outer // size1, outer % size1
+    row = (tile // columns).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    column = (tile % columns).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (row < size2)[:, None] & (column < size3)[None, :]
+    source = first * source0 + second * source1
+    target = first * target0 + second * target1
+    source += (row * source2)[:, None] + (column * source3)[None, :]
+    target += (row * target2)[:, None] + (column * target3)[None, :]
+    tl.store(target_ptr + target, tl.load(source_ptr + source, mask=mask), mask=mask)
+
+
+def copy_step(
+    source: int,
+    target: int,
+    sizes: tuple[int, int, int, int],
+    source_strides: tuple[int, int, int, int],
+    target_strides: tuple[int, int, int, int],
+) -> Step:
+    """Copy a plan's tensor `source` to `target`, both seen with these sizes and strides.
+
+    A program copies a tile of the last two dimensions: of those one should be contiguous in the
+    source, one in the target.
+    """
+    columns = min(64, triton.next_power_of_2(sizes[3]))
+    rows = min(4096 // columns, triton.next_power_of_2(sizes[2]))
+    tiles = triton.cdiv(sizes[2], rows) * triton.cdiv(sizes[3], columns)
+    return Step(
+        _copy_kernel,
+        (math.prod(sizes[:2]) * tiles,),
+        (source, target),
+        (*sizes, *source_strides, *target_strides),
+        {"BLOCK_R": rows, "BLOCK_C": columns},
+        num_warps=4,
+    )
