@@ -170,6 +170,15 @@ def test_row_03_an_input_that_only_the_kernel_refuses_changes_nothing(lib, alone
     assert not net._forward_hooks
 
 
+@unlike_torch
+def test_row_03_memory_that_ends_in_the_middle_changes_nothing(lib):
+    net = lib.Sequential(lib.LazyLinear(4), torch.nn.LazyBatchNorm1d(), lib.LazyLinear(1 << 50))
+    with refused(net, RuntimeError, match="can't allocate memory"):
+        net(X)
+    net[2].out_features = 2
+    assert net(X).shape == (5, 2)
+
+
 def test_row_03_what_another_thread_uses_is_not_taken_back():
     import threading
 
@@ -608,10 +617,46 @@ def test_row_17_tied_lazy_layers_are_one_parameter(lib):
     assert trained_once(net, torch.randn(64, 3))
 
 
-@like_torch
-def test_row_18_inputs_need_no_batch(lib):
-    assert lib.LazyConv1d(4, 3)(torch.ones(2, 9)).shape == (4, 7)
-    assert lib.LazyLinear(4)(torch.ones(3)).shape == (4,)
+SAMPLES = {  # arguments of the layer, shapes of inputs
+    "LazyLinear": {
+        "batches": ((4,), [(3,), (2, 3), (2, 5, 3), (0, 3), (1, 1)]),
+        "no bias": ((4, False), [(3,), (2, 3)]),
+        "no inputs": ((4,), [(0,), (2, 0)]),
+    },
+    "LazyConv1d": {
+        "batches": ((4, 3), [(2, 9), (5, 2, 9), (0, 2, 9), (1, 1, 3)]),
+        "stride": ((4, 3, 2, 1), [(2, 9), (5, 2, 10)]),
+        "dilation": ((4, 3, 1, 2, 2), [(2, 9), (5, 2, 5)]),
+        "groups": ((6, 2, 1, 0, 1, 3), [(3, 9), (2, 6, 5)]),
+        "depthwise": ((4, 5, 1, "same", 1, 4, False), [(4, 7), (2, 4, 9)]),
+        "a longer kernel": ((2, 4, 1, "same", 3), [(2, 3), (2, 2, 5)]),
+        "circular": ((4, 3, 1, 1, 1, 1, True, "circular"), [(2, 9), (2, 2, 9)]),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "shape"),
+    [
+        pytest.param(kind, arguments, shape, id=f"{kind} {name} {shape}")
+        for kind, samples in SAMPLES.items()
+        for name, (arguments, shapes) in samples.items()
+        for shape in shapes
+    ],
+)
+@pytest.mark.parametrize("strided", [False, True])
+def test_row_18_inputs_of_all_kinds_give_what_torchs_layer_gives(kind, arguments, shape, strided):
+    layer, theirs = getattr(nn, kind)(*arguments), getattr(torch.nn, kind)(*arguments)
+    x = torch.randn(*shape, 2)[..., 1] if strided else torch.randn(shape)
+    tlazy.materialize(theirs, x)
+    theirs.load_state_dict(tlazy.materialize(layer, x).model.state_dict())
+    x, same = x.detach().requires_grad_(), x.detach().requires_grad_()
+    y, expected = layer(x), theirs(same)
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad, same.grad)
+    assert repr(layer) == repr(theirs)
 
 
 @unlike_torch
