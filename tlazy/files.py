@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Where the block raises, or the process dies in it, `path` is as it was before.
 
     Raises:
-        OSError: where the folder is missing or cannot be written.
+        OSError: where the folder is missing or cannot be written, and where `path` is something
+            else than a file, such as a device, which must not be replaced.
     """
     target = Path(path)
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "it is there, and not a regular file", str(target))
     # The suffix stays last: writers such as matplotlib choose their format by it.
     temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
     # A plain creation, so that the umask applies as it does to any file.

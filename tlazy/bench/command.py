@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -161,14 +161,22 @@ def _fitted(
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Raise UserError unless a file can be put at `path`; nothing is created."""
+    """Raise UserError unless a file can be put at `path`; nothing stays in the folder."""
     folder = path.parent
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{option} {path} is not a regular file")
     if not folder.is_dir():
         raise UserError(f"{option} {path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{option} {path}: cannot write to the folder {folder}")
+    try:
+        # Permissions do not tell: a disk may be full, or a file system made up by the kernel.
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option} {path}: cannot write to the folder {folder}: {error.strerror or error}"
+        ) from error
 
 
 def _check_choices(options: Options) -> None:

@@ -113,7 +113,7 @@ def check(operation: Operation, what: str) -> None:
     try:
         tensors = operation.tensors(Draw(torch.device("meta"), torch.float32))
         y = operation.stock(*tensors)
-    except (RuntimeError, ValueError, ZeroDivisionError) as error:
+    except (RuntimeError, ValueError, ZeroDivisionError, OverflowError, TypeError) as error:
         raise UserError(f"{what}: {error}") from None
     if y.numel() == 0:
         raise UserError(f"{what}: the output of shape {tuple(y.shape)} is empty")
