@@ -26,9 +26,9 @@ _ops = torch.ops.tlazy
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """Differentiable ``act(x @ weight.T + bias)`` by the operators, for x of shape (M, K)."""
-    save = _saves_preactivation(activation, x, weight, bias)
-    call = _ops.linear_forward if torch.compiler.is_compiling() else LinearFunction.apply
-    return call(x, weight, bias, activation, save)[0]
+    inputs = (x, weight, bias)
+    save = _saves_preactivation(activation, *inputs)
+    return _call(LinearFunction, _ops.linear_forward.default, *inputs, activation, save)[0]
 
 
 def conv1d(
@@ -42,9 +42,11 @@ def conv1d(
     activation: str | None,
 ) -> Tensor:
     """Differentiable ``act(conv1d(x, weight) + bias)`` by the operators, for x (N, C_in, L)."""
-    save = _saves_preactivation(activation, x, weight, bias)
-    call = _ops.conv1d_forward if torch.compiler.is_compiling() else Conv1dFunction.apply
-    return call(x, weight, bias, stride, padding, dilation, groups, activation, save)[0]
+    inputs = (x, weight, bias)
+    settings = (stride, padding, dilation, groups)
+    save = _saves_preactivation(activation, *inputs)
+    operator = _ops.conv1d_forward.default
+    return _call(Conv1dFunction, operator, *inputs, *settings, activation, save)[0]
 
 
 def conv_transpose1d(
@@ -59,11 +61,22 @@ def conv_transpose1d(
     activation: str | None,
 ) -> Tensor:
     """Differentiable ``act(conv_transpose1d(x, weight) + bias)`` by the operators, for 3-D x."""
-    save = _saves_preactivation(activation, x, weight, bias)
-    compiling = torch.compiler.is_compiling()
-    call = _ops.conv_transpose1d_forward if compiling else ConvTranspose1dFunction.apply
+    inputs = (x, weight, bias)
     settings = (stride, padding, output_padding, dilation, groups)
-    return call(x, weight, bias, *settings, activation, save)[0]
+    save = _saves_preactivation(activation, *inputs)
+    operator = _ops.conv_transpose1d_forward.default
+    return _call(ConvTranspose1dFunction, operator, *inputs, *settings, activation, save)[0]
+
+
+def _call(function: type, operator: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The operator, differentiable. Where nothing needs a gradient, autograd is left out: its
+    bookkeeping costs more than the rest of the way to a kernel."""
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    if _needs_grad(*arguments[:3]):
+        return function.apply(*arguments)  # type: ignore[attr-defined]
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 class LinearFunction(torch.autograd.Function):
@@ -72,7 +85,7 @@ class LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            output = _ops.linear_forward(*inputs)
+            output = _ops.linear_forward.default(*inputs)
         _linear_setup(ctx, inputs, output)
         return output
 
@@ -87,7 +100,7 @@ class Conv1dFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            output = _ops.conv1d_forward(*inputs)
+            output = _ops.conv1d_forward.default(*inputs)
         _conv1d_setup(ctx, inputs, output)
         return output
 
@@ -102,7 +115,7 @@ class ConvTranspose1dFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            output = _ops.conv_transpose1d_forward(*inputs)
+            output = _ops.conv_transpose1d_forward.default(*inputs)
         _conv_transpose1d_setup(ctx, inputs, output)
         return output
 
@@ -111,12 +124,12 @@ class ConvTranspose1dFunction(torch.autograd.Function):
         return _conv_transpose1d_backward(ctx, *grads)
 
 
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def _saves_preactivation(activation: str | None, *tensors: Tensor | None) -> bool:
-    return (
-        activation in NEEDS_PREACTIVATION
-        and torch.is_grad_enabled()
-        and any(t is not None and t.requires_grad for t in tensors)
-    )
+    return activation in NEEDS_PREACTIVATION and _needs_grad(*tensors)
 
 
 def _linear_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
