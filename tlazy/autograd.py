@@ -11,7 +11,7 @@ Both share one pair of setup and backward functions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -153,12 +153,18 @@ def _linear_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
 def _conv1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     x, weight, bias, *ctx.settings, activation, save = inputs
     ctx.input_length, ctx.kernel_size = x.shape[2], weight.shape[2]
+    ctx.depthwise = weight.shape[1] == 1
     _forward_setup(ctx, x, weight, bias, activation, save, output)
 
 
 def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, saved = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    needs_x, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
+    if ctx.depthwise and dy is not None and dz is None and not torch.is_grad_enabled():
+        _check_saved(saved, ctx.activation)
+        sizes = (ctx.input_length, ctx.kernel_size, *ctx.settings)
+        found = _ops.depthwise_backward(dy, saved, x, weight, *sizes, ctx.activation, needs)
+        return *(t if n else None for t, n in zip(found, needs, strict=True)), *(None,) * 6
     g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
     if g is None:
         return (None,) * 9
@@ -230,8 +236,7 @@ def _epilogue_backward(
     """
     if dy is None:
         return dz, None if dz is None or not bias else dz.sum((0, 2))
-    if activation is not None and saved is None:
-        raise RuntimeError(f"the gradient of {activation!r} needs save_preactivation=True")
+    _check_saved(saved, activation)
     if dz is None and activation is None and not bias:
         return dy, None
     if dz is None and not torch.is_grad_enabled():
@@ -241,6 +246,11 @@ def _epilogue_backward(
     g = dy if g is None else g
     g = g if dz is None else g + dz
     return g, g.sum((0, 2)) if bias else None
+
+
+def _check_saved(saved: Tensor | None, activation: str | None) -> None:
+    if activation is not None and saved is None:
+        raise RuntimeError(f"the gradient of {activation!r} needs save_preactivation=True")
 
 
 def _pair_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -294,27 +304,51 @@ def _epilogue_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tens
     ctx.save_for_backward(grad, saved)
 
 
-def _epilogue_backward_backward(ctx: Any, dg: Tensor, dbias: Tensor) -> tuple[Any, ...]:
-    """By ATen: differentiate the same pass composed of its operators."""
+def _epilogue_backward_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def run(grad: Tensor, saved: Tensor | None) -> tuple[Tensor | None, ...]:
+        return reference.epilogue_backward(grad, saved, ctx.activation, bias=ctx.bias)
+
+    return *_composed_backward(run, ctx.saved_tensors, grads), None, None
+
+
+def _depthwise_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.activation, ctx.needs = inputs
+    ctx.save_for_backward(*tensors[:4])
+    ctx.sizes = tensors[4:]
+
+
+def _depthwise_backward_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def run(*tensors: Any) -> tuple[Tensor | None, ...]:
+        settings: dict[str, Any] = {"activation": ctx.activation, "needs": ctx.needs}
+        return reference.depthwise_backward(*tensors, *ctx.sizes, **settings)
+
+    return *_composed_backward(run, ctx.saved_tensors, grads), *(None,) * (len(ctx.sizes) + 2)
+
+
+def _composed_backward(
+    run: Callable[..., tuple[Tensor | None, ...]],
+    tensors: Sequence[Tensor | None],
+    grads: Sequence[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `tensors` by ATen: differentiate `run`, the pass composed of its operators."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, so that a tensor that is both arguments gets each one's share apart.
+        # Views, so that a tensor that is two arguments gets each one's share apart.
         inputs = [
-            t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-            for t in ctx.saved_tensors
-            if t is not None
+            t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            for t in tensors
         ]
-        grad, saved = (*inputs, None)[:2]
-        outputs = reference.epilogue_backward(grad, saved, ctx.activation, bias=ctx.bias)
-        pairs = [(y, dy) for y, dy in zip(outputs, (dg, dbias), strict=True) if y is not None]
-        found = torch.autograd.grad(
-            [y for y, _ in pairs],
-            inputs,
-            [dy for _, dy in pairs],
-            create_graph=create_graph,
-            allow_unused=True,
+        pairs = [(y, dy) for y, dy in zip(run(*inputs), grads, strict=True) if y is not None]
+        found = iter(
+            torch.autograd.grad(
+                [y for y, _ in pairs],
+                [t for t in inputs if t is not None],
+                [dy for _, dy in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
         )
-    return *found, *(None,) * (4 - len(found))
+    return tuple(t if t is None else next(found) for t in inputs)
 
 
 for _name, _backward, _setup in (
@@ -326,5 +360,6 @@ for _name, _backward, _setup in (
     ("conv1d_grad_weight", _conv1d_grad_weight_backward, _pair_setup),
     ("conv_transpose1d_forward", _conv_transpose1d_backward, _conv_transpose1d_setup),
     ("epilogue_backward", _epilogue_backward_backward, _epilogue_backward_setup),
+    ("depthwise_backward", _depthwise_backward_backward, _depthwise_backward_setup),
 ):
     torch.library.register_autograd(f"tlazy::{_name}", _backward, setup_context=_setup, lib=LIBRARY)

@@ -13,7 +13,7 @@ An operator cannot return an optional tensor: what the launchers give as None is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ from tlazy_kernels import checks, layouts, reference
 from tlazy_kernels.environment import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES
 
 if HAS_TRITON:
-    from tlazy_kernels import conv1d, conv_transpose1d, epilogue, linear
+    from tlazy_kernels import conv1d, conv_transpose1d, depthwise, epilogue, linear
 else:  # the operators exist all the same; every one of them is its twin
-    epilogue = conv1d = conv_transpose1d = linear = reference  # type: ignore[misc]
+    epilogue = conv1d = conv_transpose1d = depthwise = linear = reference  # type: ignore[misc]
 
 LIBRARY = torch.library.Library("tlazy", "DEF")
 _CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
@@ -58,18 +58,14 @@ def _interpreted_or(twin: Callable, kernel: Callable) -> Callable:
     return run
 
 
-def _present(like: Tensor, pair: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor]:
-    first, second = pair
-    return (
-        like.new_empty(0) if first is None else first,
-        like.new_empty(0) if second is None else second,
-    )
+def _present(like: Tensor, found: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
+    return tuple(like.new_empty(0) if x is None else x for x in found)
 
 
 def _epilogue_backward(run: Callable) -> Callable:
     def epilogue_backward(
         grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         return _present(grad, run(grad, saved, activation, bias=bias))
 
     return epilogue_backward
@@ -77,7 +73,7 @@ def _epilogue_backward(run: Callable) -> Callable:
 
 def _fake_epilogue_backward(
     grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     g = None if saved is None or activation is None else layouts.empty_like(grad.shape, saved)
     return _present(grad, (g, grad.new_empty(grad.shape[1]) if bias else None))
 
@@ -85,7 +81,7 @@ def _fake_epilogue_backward(
 def _linear_forward(run: Callable) -> Callable:
     def linear_forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, save: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         pair = run(x, weight, bias, activation=activation, save_preactivation=save)
         return _present(x, pair)
 
@@ -94,7 +90,7 @@ def _linear_forward(run: Callable) -> Callable:
 
 def _fake_linear_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, save: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     shape = checks.linear_shape(x, weight, bias, activation)
     return x.new_empty(shape), x.new_empty(shape if save else 0)
 
@@ -110,7 +106,7 @@ def _conv1d_forward(run: Callable) -> Callable:
         groups: int,
         activation: str | None,
         save: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         settings = (stride, padding, dilation, groups)
         pair = run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
         return _present(x, pair)
@@ -128,7 +124,7 @@ def _fake_conv1d_forward(
     groups: int,
     activation: str | None,
     save: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     shape = checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
     y = layouts.empty_like(shape, x)
     return y, layouts.empty_like(shape, x) if save else x.new_empty(0)
@@ -171,7 +167,7 @@ def _conv_transpose1d_forward(run: Callable) -> Callable:
         groups: int,
         activation: str | None,
         save: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         settings = (stride, padding, output_padding, dilation, groups)
         pair = run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
         return _present(x, pair)
@@ -190,10 +186,70 @@ def _fake_conv_transpose1d_forward(
     groups: int,
     activation: str | None,
     save: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     settings = (stride, padding, output_padding, dilation, groups)
     shape = checks.conv_transpose1d_shape(x, weight, bias, *settings, activation)
     return x.new_empty(shape), x.new_empty(shape if save else 0)
+
+
+def _depthwise_backward(run: Callable) -> Callable:
+    def depthwise_backward(
+        grad: Tensor,
+        saved: Tensor | None,
+        x: Tensor | None,
+        weight: Tensor | None,
+        input_length: int,
+        kernel_size: int,
+        stride: int,
+        padding: Sequence[int],
+        dilation: int,
+        groups: int,
+        activation: str | None,
+        needs: Sequence[bool],
+    ) -> tuple[Tensor, ...]:
+        sizes = (input_length, kernel_size, stride, padding, dilation, groups)
+        found = run(grad, saved, x, weight, *sizes, activation=activation, needs=needs)
+        return _present(grad, found)
+
+    return depthwise_backward
+
+
+def _fake_depthwise_backward(
+    grad: Tensor,
+    saved: Tensor | None,
+    x: Tensor | None,
+    weight: Tensor | None,
+    input_length: int,
+    kernel_size: int,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    groups: int,
+    activation: str | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    like = next(t for t in (x, saved, grad) if t is not None)
+    shape = (grad.shape[0], groups, input_length)
+    found = (
+        layouts.empty_like(shape, like) if needs[0] else None,
+        grad.new_empty(grad.shape[1], 1, kernel_size) if needs[1] else None,
+        grad.new_empty(grad.shape[1]) if needs[2] else None,
+    )
+    return _present(grad, found)
+
+
+def _depthwise_backward_flops(
+    grad: Sequence[int],
+    _saved: Any,
+    _x: Any,
+    _weight: Any,
+    _length: int,
+    taps: int,
+    *rest: Any,
+    **_: Any,
+) -> int:
+    needs = rest[-1]
+    return (needs[0] + needs[1]) * 2 * math.prod(grad) * taps
 
 
 def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
@@ -254,6 +310,15 @@ _register(
     reference.conv1d_grad_weight,
     _fake_conv1d_grad_weight,
     lambda grad, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(out_shape),
+)
+_register(
+    "depthwise_backward(Tensor grad, Tensor? saved, Tensor? x, Tensor? weight,"
+    f" SymInt input_length, int kernel_size, {_CONVOLUTION}, str? activation, bool[3] needs)"
+    " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+    _depthwise_backward(depthwise.depthwise_backward),
+    _depthwise_backward(reference.depthwise_backward),
+    _fake_depthwise_backward,
+    _depthwise_backward_flops,
 )
 _register(
     "conv_transpose1d_forward(Tensor x, Tensor weight, Tensor? bias, int stride, int padding,"

@@ -276,6 +276,44 @@ def adjoint_conv1d(
     return samples, (left, right)
 
 
+def depthwise_backward_shapes(
+    grad: Tensor,
+    saved: Tensor | None,
+    x: Tensor | None,
+    weight: Tensor | None,
+    input_length: int,
+    kernel_size: int,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    groups: int,
+    activation: str | None,
+    needs: Sequence[bool],
+) -> None:
+    """Raise unless these are the tensors of a depthwise convolution's backward pass.
+
+    Raises:
+        RuntimeError: for shapes, dtypes or devices that do not fit, or a missing tensor.
+        ValueError: for an unknown activation.
+    """
+    epilogue_shape(grad, saved, activation)
+    settings = (stride, padding, dilation, groups)
+    weight_shape = (grad.shape[1], 1, kernel_size)
+    conv1d_grad_shapes(grad, weight_shape, input_length, *settings)
+    for name, tensor, shape, needed in (
+        ("x", x, (grad.shape[0], groups, input_length), needs[1]),
+        ("weight", weight, weight_shape, needs[0]),
+    ):
+        if tensor is None and needed:
+            raise RuntimeError(f"depthwise_backward: these gradients need {name}, got None")
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise RuntimeError(
+                f"depthwise_backward: {name} must have shape {shape} for an output gradient of "
+                f"shape {_shape(grad)}, got {_shape(tensor)}"
+            )
+    same_kind("depthwise_backward", grad=grad, saved=saved, x=x, weight=weight)
+
+
 def check_activation(activation: str | None) -> None:
     """Raise ValueError unless `activation` is None or one of the fused ones."""
     if activation is not None and activation not in ACTIVATIONS:

@@ -1,176 +1,32 @@
 """Depthwise conv1d: each input channel has its own filters, C_out / C_in of them.
 
-There is no contraction over channels, so these are elementwise passes with a short sum over taps:
-memory-bound, no dot. conv1d.py checks arguments, allocates and calls in here.
+There is no contraction over channels: these are passes over memory with a short sum over taps.
+Which kernel runs depends on how the tensors lie in memory: channels side by side
+(depthwise_channels.py), samples side by side (depthwise_time.py), or neither
+(depthwise_general.py), which also serves whatever the others leave out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from tlazy_kernels.activations import activate
-from tlazy_kernels.configs import TileConfig, pointwise_config, split_rows
-from tlazy_kernels.launch import metadata, sum_splits
-from tlazy_kernels.positions import Geometry, source_position
-
-
-def _depthwise_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    touched = ["x_ptr", "weight_ptr", "y_ptr"]
-    touched += ["bias_ptr"] * args["HAS_BIAS"]
-    touched += ["preactivation_ptr"] * args["SAVE_PREACTIVATION"]
-    outputs = args["x_ptr" if args["TRANSPOSED"] else "y_ptr"].numel()
-    return metadata(f"{kernel.name} [{_sizes(args)}]", 2 * outputs * args["taps"], args, *touched)
-
-
-@triton.jit(launch_metadata=_depthwise_metadata)
-def _depthwise_kernel(
-    x_ptr,  # shape (N, C_in, length); C_out channels where TRANSPOSED
-    weight_ptr,  # shape (C_out, 1, taps)
-    bias_ptr,  # shape (channels,); unread unless HAS_BIAS
-    y_ptr,  # act(conv + bias), shape (N, channels, out_length)
-    preactivation_ptr,  # conv + bias, same shape and strides as y; unwritten unless saved
-    rows,  # N * out_length
-    out_length,
-    length,
-    channels,
-    multiplier,  # C_out / C_in
-    taps,
-    stride,
-    padding,
-    dilation,
-    stride_xn,
-    stride_xc,
-    stride_xl,
-    stride_wc,
-    stride_wk,
-    stride_bias,
-    stride_yn,
-    stride_yc,
-    stride_yl,
-    TRANSPOSED: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SAVE_PREACTIVATION: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    channel_blocks = tl.cdiv(channels, BLOCK_C)
-    tile = tl.program_id(0)
-    row = (tile // channel_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    channel = (tile % channel_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    batch = row // out_length
-    position = row % out_length
-    acc = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
-    terms = taps * multiplier if TRANSPOSED else taps
-    for term in range(terms):
-        tap = term % taps
-        if TRANSPOSED:
-            out_channel = channel * multiplier + term // taps
-            source_channel = out_channel
-        else:
-            out_channel = channel
-            source_channel = channel // multiplier
-        source, exists = source_position(
-            position, tap, stride, padding, dilation, length, TRANSPOSED
-        )
-        x = tl.load(
-            x_ptr
-            + (batch * stride_xn + source * stride_xl)[:, None]
-            + (source_channel * stride_xc)[None, :],
-            mask=((row < rows) & exists)[:, None] & (channel < channels)[None, :],
-            other=0.0,
-        )
-        w = tl.load(
-            weight_ptr + out_channel * stride_wc + tap.to(tl.int64) * stride_wk,
-            mask=channel < channels,
-            other=0.0,
-        )
-        # A choice, not a product with the padding's 0: an infinite weight would make that NaN.
-        acc += tl.where(exists[:, None], x.to(tl.float32) * w.to(tl.float32)[None, :], 0.0)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + channel * stride_bias, mask=channel < channels, other=0.0)
-        acc += bias.to(tl.float32)[None, :]
-    target = (batch * stride_yn + position * stride_yl)[:, None] + (channel * stride_yc)[None, :]
-    mask = (row < rows)[:, None] & (channel < channels)[None, :]
-    if SAVE_PREACTIVATION:
-        tl.store(preactivation_ptr + target, acc.to(preactivation_ptr.dtype.element_ty), mask=mask)
-    tl.store(y_ptr + target, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
-
-
-def _depthwise_grad_weight_metadata(
-    grid: tuple, kernel: Any, args: Mapping[str, Any]
-) -> dict[str, Any]:
-    flops = 2 * args["rows"] * args["channels"] * args["taps"]
-    name = f"{kernel.name} [{_sizes(args)}]"
-    return metadata(name, flops, args, "grad_ptr", "x_ptr", "out_ptr")
-
-
-def _sizes(args: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={args[name]}" for name in ("rows", "channels", "taps", "stride"))
-
-
-@triton.jit(launch_metadata=_depthwise_grad_weight_metadata)
-def _depthwise_grad_weight_kernel(
-    grad_ptr,  # g = dL/dz, shape (N, C_out, out_length)
-    x_ptr,  # shape (N, C_in, length)
-    out_ptr,  # partial sums, shape (splits, C_out, 1, taps), contiguous
-    rows,  # N * out_length
-    rows_per_split,
-    out_length,
-    length,
-    channels,  # C_out
-    multiplier,  # C_out / C_in
-    taps,
-    stride,
-    padding,
-    dilation,
-    stride_gn,
-    stride_gc,
-    stride_gl,
-    stride_xn,
-    stride_xc,
-    stride_xl,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    tap = tl.program_id(0) % taps
-    channel = (tl.program_id(0) // taps).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    split = tl.program_id(1).to(tl.int64)
-    first = split * rows_per_split
-    last = tl.minimum(first + rows_per_split, rows)
-    acc = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
-    for start in range(first, last, BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R).to(tl.int64)
-        batch = row // out_length
-        position = row % out_length
-        source, exists = source_position(position, tap, stride, padding, dilation, length, False)
-        mask = ((row < last) & exists)[:, None] & (channel < channels)[None, :]
-        grad = tl.load(
-            grad_ptr
-            + (batch * stride_gn + position * stride_gl)[:, None]
-            + (channel * stride_gc)[None, :],
-            mask=mask,
-            other=0.0,
-        )
-        x = tl.load(
-            x_ptr
-            + (batch * stride_xn + source * stride_xl)[:, None]
-            + (channel // multiplier * stride_xc)[None, :],
-            mask=mask,
-            other=0.0,
-        )
-        acc += grad.to(tl.float32) * x.to(tl.float32)
-    tl.store(
-        out_ptr + (split * channels + channel) * taps + tap,
-        tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty),
-        mask=channel < channels,
-    )
+from tlazy_kernels import checks
+from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.depthwise_backward import Needs
+from tlazy_kernels.depthwise_channels import channels_backward, channels_step
+from tlazy_kernels.depthwise_general import general_grad_weight, general_step
+from tlazy_kernels.depthwise_time import time_backward, time_step
+from tlazy_kernels.depthwise_toeplitz import toeplitz_grad_weight, toeplitz_step
+from tlazy_kernels.environment import check_device, dot_precision
+from tlazy_kernels.epilogue import epilogue_backward
+from tlazy_kernels.first_layer import first_layer_grad_weight, first_layer_step
+from tlazy_kernels.launch import Buffer, Plan, launch
+from tlazy_kernels.layouts import empty_like
+from tlazy_kernels.positions import Geometry
+from tlazy_kernels.targets import Target
 
 
 def convolve(
@@ -186,40 +42,48 @@ def convolve(
     config: TileConfig | None = None,
 ) -> None:
     """Fill y with the depthwise convolution of x, or (transposed) with the way back from x."""
+    tensors = (x, weight, bias, y, preactivation)
+    precision = dot_precision(x.dtype, "conv")
+    launch(_plan_convolve, tensors, geometry, transposed, activation, precision, config)
+
+
+def _plan_convolve(
+    target: Target,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    preactivation: Tensor | None,
+    geometry: Geometry,
+    transposed: bool,
+    activation: str | None,
+    precision: str,
+    config: TileConfig | None,
+) -> Plan:
     if y.numel() == 0:
-        return
-    batch, channels, out_length = y.shape
-    rows = batch * out_length
-    config = config or pointwise_config(rows, channels, elements=1024)
-    with torch.cuda.device_of(x):
-        _depthwise_kernel[(triton.cdiv(rows, config.rows) * triton.cdiv(channels, config.cols),)](
-            x,
-            weight,
-            x if bias is None else bias,
-            y,
-            y if preactivation is None else preactivation,
-            rows,
-            out_length,
-            x.shape[2],
-            channels,
-            weight.shape[0] // geometry.groups,
-            weight.shape[2],
-            geometry.stride,
-            geometry.padding[0],
-            geometry.dilation,
-            *x.stride(),
-            weight.stride(0),
-            weight.stride(2),
-            0 if bias is None else bias.stride(0),
-            *y.stride(),
-            TRANSPOSED=transposed,
-            ACTIVATION=activation,
-            HAS_BIAS=bias is not None,
-            SAVE_PREACTIVATION=preactivation is not None,
-            BLOCK_R=config.rows,
-            BLOCK_C=config.cols,
-            num_warps=config.num_warps,
-        )
+        return Plan((), (), ())
+    tensors = (x, weight, bias, y, preactivation)
+    if not transposed:
+        one = first_layer_step(*tensors, geometry, activation=activation, precision=precision)
+        if one is not None:
+            return Plan((), (one,), ())
+    stride, (padding, _), dilation, groups = geometry
+    if transposed:
+        # The way back over stride 1 is a convolution with the filters turned around.
+        padding = (weight.shape[2] - 1) * dilation - padding
+    if not transposed or (stride == 1 and weight.shape[0] == groups):
+        settings: dict[str, Any] = {"flipped": transposed, "activation": activation}
+        long = toeplitz_step(*tensors, stride, padding, dilation, **settings)
+        if long is not None:
+            return Plan((), (long,), ())
+        for plan_step in (time_step, channels_step):
+            step = plan_step(*tensors, stride, padding, dilation, **settings, config=config)
+            if step is not None:
+                return Plan((), (step,), ())
+    step = general_step(
+        *tensors, geometry, transposed=transposed, activation=activation, config=config
+    )
+    return Plan((), (step,), ())
 
 
 def correlate(
@@ -231,34 +95,134 @@ def correlate(
     config: TileConfig | None = None,
 ) -> Tensor:
     """The weight gradient, of `shape` (C_out, 1, K), summed in splits whose order is fixed."""
-    channels, _, taps = shape
-    batch, _, out_length = grad.shape
-    rows = batch * out_length
-    config = config or pointwise_config(rows, channels, elements=1024)
-    tiles = triton.cdiv(channels, config.cols) * taps
-    splits, rows_per_split = split_rows(rows, tiles, config.rows)
-    partials = grad.new_empty((splits, *shape), dtype=torch.float32)
-    if partials.numel() == 0:
-        return partials[0].to(grad.dtype)
-    with torch.cuda.device_of(x):
-        _depthwise_grad_weight_kernel[(tiles, splits)](
-            grad,
-            x,
-            partials,
-            rows,
-            rows_per_split,
-            out_length,
-            x.shape[2],
-            channels,
-            channels // x.shape[1],
-            taps,
-            geometry.stride,
-            geometry.padding[0],
-            geometry.dilation,
-            *grad.stride(),
-            *x.stride(),
-            BLOCK_R=config.rows,
-            BLOCK_C=config.cols,
-            num_warps=config.num_warps,
-        )
-    return sum_splits(partials, grad.dtype)
+    inputs = (grad, None, x, None, None)
+    precision = dot_precision(x.dtype, "conv")
+    (found,) = launch(_plan_correlate, inputs, shape, geometry, precision, config)
+    assert found is not None
+    return found
+
+
+def _plan_correlate(
+    target: Target,
+    grad: Tensor,
+    _saved: None,
+    x: Tensor,
+    _weight: None,
+    _grad_x: None,
+    shape: tuple[int, int, int],
+    geometry: Geometry,
+    precision: str,
+    config: TileConfig | None,
+) -> Plan:
+    """As the fused pass, of which it is a part: with the same inputs, two of them not there."""
+    if 0 in shape:
+        return Plan((Buffer(shape, grad.dtype),), (), (0,))
+    one = first_layer_grad_weight(
+        grad, x, shape, geometry, precision=precision, places=(0, 2), inputs=5
+    )
+    if one is not None:
+        return one
+    stride, (padding, _), dilation, _ = geometry
+    long = toeplitz_grad_weight(grad, x, shape, stride, padding, dilation)
+    if long is not None:
+        return long
+    tensors = (grad, None, x, None, None)
+    needs = Needs(x=False, weight=True, bias=False)
+    plan = _plan_backward(target, *tensors, shape, x.shape[2], geometry, None, needs, config)
+    if plan.steps:
+        return plan._replace(outputs=(0,))
+    return general_grad_weight(grad, x, shape, geometry, config)
+
+
+def depthwise_backward(
+    grad: Tensor,
+    saved: Tensor | None,
+    x: Tensor | None,
+    weight: Tensor | None,
+    input_length: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: Sequence[int] = (0, 0),
+    dilation: int = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    needs: Sequence[bool] = (True, True, True),
+    config: TileConfig | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """All gradients of ``act(conv1d(x, weight) + bias)`` for a depthwise convolution.
+
+    Where the tensors lie alike and the stride is 1 this is one pass: it reads `grad`, `saved` and
+    `x`, writes dL/dx, and sums the other two up on the way, in splits whose order is fixed.
+
+    Args:
+        grad: dL/dy, shape (N, C_out, L_out), any strides.
+        saved: z for an activation in NEEDS_PREACTIVATION, else y, of `grad`'s shape; None where
+            `activation` is None.
+        x: shape (N, C_in, L), any strides; may be None where dL/dweight is not needed.
+        weight: shape (C_out, 1, K); may be None where dL/dx is not needed.
+        input_length: L.
+        kernel_size: K.
+        stride, padding, dilation, groups: as in ``conv1d_forward``; groups is C_in.
+        activation: a name of ``reference.ACTIVATIONS``, or None.
+        needs: which of the three gradients are asked for.
+        config: tile; by default from the sizes.
+
+    Returns:
+        (dL/dx, dL/dweight, dL/dbias): shapes (N, C_in, L), (C_out, 1, K) and (C_out,), `grad`'s
+        dtype, the first in the memory layout of `x`; None where not needed.
+
+    Raises:
+        RuntimeError, ValueError: as ``checks.depthwise_backward_shapes``, before anything is
+            allocated.
+    """
+    settings = (stride, padding, dilation, groups)
+    needed = Needs(*needs)
+    checks.depthwise_backward_shapes(
+        grad, saved, x, weight, input_length, kernel_size, *settings, activation, needs
+    )
+    check_device(grad)
+    geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
+    shape = (grad.shape[1], 1, kernel_size)
+    like = next(t for t in (x, saved, grad) if t is not None)
+    grad_x = empty_like((grad.shape[0], groups, input_length), like) if needed.x else None
+    inputs = (grad, saved, x if needed.weight else None, weight if needed.x else None, grad_x)
+    sums = launch(_plan_backward, inputs, shape, input_length, geometry, activation, needed, config)
+    if sums:
+        return grad_x, *sums
+    g, grad_bias = epilogue_backward(grad, saved, activation, bias=needed.bias)
+    g = grad if g is None else g
+    grad_weight = None
+    if weight is not None and grad_x is not None:
+        convolve(g, weight, grad_x, geometry, transposed=True, config=config)
+    if x is not None and needed.weight:
+        grad_weight = correlate(g, x, shape, geometry, config=config)
+    return grad_x, grad_weight, grad_bias
+
+
+def _plan_backward(
+    target: Target,
+    grad: Tensor,
+    saved: Tensor | None,
+    x: Tensor | None,
+    weight: Tensor | None,
+    grad_x: Tensor | None,
+    shape: tuple[int, int, int],
+    length: int,
+    geometry: Geometry,
+    activation: str | None,
+    needs: Needs,
+    config: TileConfig | None,
+) -> Plan:
+    """One pass for all gradients; an empty plan where it takes more than one."""
+    stride, (padding, _), dilation, groups = geometry
+    if grad.numel() and length and stride == 1 and shape[0] == groups:
+        inputs = (grad, saved, x, weight, grad_x)
+        sizes = (shape, length, padding, dilation)
+        for plan_pass in (time_backward, channels_backward):
+            plan = plan_pass(
+                target, inputs, *sizes, activation=activation, needs=needs, config=config
+            )
+            if plan is not None:
+                return plan
+    return Plan((), (), ())

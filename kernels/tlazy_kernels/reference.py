@@ -142,6 +142,36 @@ def conv_transpose1d_forward(
     return _activated(z.contiguous(), activation, save_preactivation)
 
 
+def depthwise_backward(
+    grad: Tensor,
+    saved: Tensor | None,
+    x: Tensor | None,
+    weight: Tensor | None,
+    input_length: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: Sequence[int] = (0, 0),
+    dilation: int = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    needs: Sequence[bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    settings = (stride, padding, dilation, groups)
+    checks.depthwise_backward_shapes(
+        grad, saved, x, weight, input_length, kernel_size, *settings, activation, needs
+    )
+    g, grad_bias = epilogue_backward(grad, saved, activation, bias=needs[2])
+    g = grad if g is None else g
+    grad_x = grad_weight = None
+    if weight is not None and needs[0]:
+        like = next(t for t in (x, saved, grad) if t is not None)
+        grad_x = layouts.dense_like(conv1d_grad_input(g, weight, input_length, *settings), like)
+    if x is not None and needs[1]:
+        grad_weight = conv1d_grad_weight(g, x, kernel_size, *settings)
+    return grad_x, grad_weight, grad_bias
+
+
 def _activated(
     z: Tensor, activation: str | None, save_preactivation: bool
 ) -> tuple[Tensor, Tensor | None]:

@@ -196,6 +196,17 @@ def test_only_the_wanted_gradient_is_computed(leaf, wanted):
     assert inputs[wanted].grad is not None
 
 
+@pytest.mark.parametrize("wanted", [("x",), ("x", "weight"), ("bias",), ("x", "weight", "bias")])
+def test_a_depthwise_backward_pass_is_one_operator(leaf, wanted):
+    inputs = {"x": leaf(2, 6, 9), "weight": leaf(6, 1, 3), "bias": leaf(6)}
+    for name, value in inputs.items():
+        value.requires_grad_(name in wanted)
+    with tlazy.backend("triton"), Recorder() as recorder:
+        F.conv1d(*inputs.values(), groups=6, activation="silu").sum().backward()
+    assert recorder.names == ["conv1d_forward", "depthwise_backward"]
+    assert [name for name, value in inputs.items() if value.grad is not None] == list(wanted)
+
+
 def test_nothing_is_saved_that_no_gradient_needs(leaf):
     x, weight = leaf(5, 7), leaf(4, 7).detach()
     with tlazy.backend("triton"):

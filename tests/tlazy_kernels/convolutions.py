@@ -61,6 +61,11 @@ class Convolution:
         return x, weight, bias, grad
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """`x`, of shape (N, C, L), with its channels side by side in memory."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def assert_all_agree(
     case: Convolution,
     operands: tuple[Tensor, Tensor, Tensor | None, Tensor],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tlazy_kernels.agreement import DTYPES, SMALL, assert_agrees, bits, random, spread
-from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree
+from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree, channels_last
 from tlazy_kernels import reference
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 
@@ -25,6 +25,13 @@ CASES = [
     Convolution(1, 4, 4, 1, 1, groups=4),
     Convolution(2, 3, 3, 11, 11, groups=3),  # one output
     Convolution(0, 4, 4, 10, 3, groups=4),
+    Convolution(2, 24, 24, 40, 4, padding=(3, 0), groups=24),  # rows of vectors in either layout
+    Convolution(2, 16, 16, 24, 9, padding=(4, 4), groups=16),
+    Convolution(1, 8, 8, 48, 3, padding=(9, 9), dilation=9, groups=8),
+    Convolution(2, 8, 16, 24, 3, padding=(1, 1), groups=8),
+    Convolution(2, 8, 8, 32, 4, stride=2, padding=(1, 1), groups=8),
+    Convolution(2, 4, 4, 40, 31, padding=(15, 15), groups=4),
+    Convolution(1, 2, 2, 64, 40, padding=(39, 0), groups=2),
 ]
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -36,16 +43,23 @@ def test_all_three_agree_for_every_setting(case, config, dtype, device):
     assert_all_agree(case, case.operands(dtype, device), config)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_channels_may_lie_side_by_side(case, dtype, device):
+    x, weight, bias, grad = case.operands(dtype, device)
+    assert_all_agree(case, (channels_last(x), weight, bias, channels_last(grad)), None, "relu")
+
+
+@pytest.mark.parametrize("lies", [torch.clone, channels_last], ids=["NCL", "NLC"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
 def test_forward_agrees_for_every_activation_with_and_without_bias(
-    activation, with_bias, dtype, device
+    activation, with_bias, lies, dtype, device
 ):
-    case = Convolution(2, 18, 18, 20, 3, padding=(1, 1), groups=18)
+    case = Convolution(2, 16, 16, 24, 3, padding=(1, 1), groups=16)
     x, weight, bias, _ = case.operands(dtype, device)
     assert_agrees(
         conv1d_forward,
-        x,
+        lies(x),
         weight,
         bias if with_bias else None,
         *case.settings,
@@ -76,9 +90,13 @@ def test_expanded_gradients_are_read_with_stride_zero(dtype, device):
     assert_all_agree(case, (x, weight, bias, grad))
 
 
-def test_infinite_and_nan_samples_reach_the_outputs_that_read_them_and_no_others(dtype, device):
+@pytest.mark.parametrize("lies", [torch.clone, channels_last], ids=["NCL", "NLC"])
+def test_infinite_and_nan_samples_reach_the_outputs_that_read_them_and_no_others(
+    lies, dtype, device
+):
     case = Convolution(3, 5, 5, 9, 3, padding=(2, 1), groups=5)
     x, weight, bias, grad = case.operands(dtype, device)
+    x, grad = lies(x), lies(grad)
     x[0, 1, 0], x[1, 0, 8], x[2, 4, 4] = torch.inf, -torch.inf, torch.nan
     grad[0, 1, 4], grad[1, 0, 5], grad[2, 4, 3] = torch.inf, -torch.inf, torch.nan
     assert_all_agree(case, (x, weight, bias, grad))
@@ -86,10 +104,12 @@ def test_infinite_and_nan_samples_reach_the_outputs_that_read_them_and_no_others
     assert (~found.isfinite()).sum() == 3 + 2 + 3  # the second is at the end: 2 taps reach it
 
 
-def test_padding_times_an_infinite_weight_or_gradient_is_zero(dtype, device):
+@pytest.mark.parametrize("lies", [torch.clone, channels_last], ids=["NCL", "NLC"])
+def test_padding_times_an_infinite_weight_or_gradient_is_zero(lies, dtype, device):
     """As ATen's own depthwise kernels, which skip the padding."""
     case = Convolution(1, 2, 2, 6, 3, padding=(1, 1), groups=2)
     x, weight, _, grad = case.operands(dtype, device)
+    x, grad = lies(x), lies(grad)
     weight[0, 0, 0] = grad[0, 1, 0] = torch.inf
     y, _ = conv1d_forward(x, weight, None, *case.settings)
     assert y[0, 0, 0].isfinite()
