@@ -189,7 +189,8 @@ def _fake_conv_transpose1d_forward(
 ) -> tuple[Tensor, ...]:
     settings = (stride, padding, output_padding, dilation, groups)
     shape = checks.conv_transpose1d_shape(x, weight, bias, *settings, activation)
-    return x.new_empty(shape), x.new_empty(shape if save else 0)
+    y = layouts.empty_like(shape, x)
+    return y, layouts.empty_like(shape, x) if save else x.new_empty(0)
 
 
 def _depthwise_backward(run: Callable) -> Callable:

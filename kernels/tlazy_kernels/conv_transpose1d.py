@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tlazy_kernels import checks, conv1d, depthwise
+from tlazy_kernels import checks, conv1d, depthwise, layouts
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.environment import check_device
 from tlazy_kernels.positions import Geometry
@@ -48,8 +48,9 @@ def conv_transpose1d_forward(
         config: tile; by default from the sizes.
 
     Returns:
-        (y, z): both of shape (N, C_out, L_out) and `x`'s dtype, contiguous, accumulated in fp32,
-        with L_out = (L - 1) * stride - 2 * padding + dilation * (K - 1) + output_padding + 1;
+        (y, z): both of shape (N, C_out, L_out) and `x`'s dtype, in the memory layout of `x`,
+        accumulated in fp32, with
+        L_out = (L - 1) * stride - 2 * padding + dilation * (K - 1) + output_padding + 1;
         z is None unless asked for.
 
     Raises:
@@ -60,7 +61,7 @@ def conv_transpose1d_forward(
         x, weight, bias, stride, padding, output_padding, dilation, groups, activation
     )
     check_device(x)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    y = layouts.empty_like(shape, x)
     z = torch.empty_like(y) if save_preactivation else None
     launch = depthwise.convolve if weight.shape[1] == 1 else conv1d.convolve
     launch(

@@ -139,7 +139,7 @@ def conv_transpose1d_forward(
         x, weight, bias, stride, padding, output_padding, dilation, groups, activation
     )
     z = F.conv_transpose1d(x, weight, bias, stride, padding, output_padding, groups, dilation)
-    return _activated(z.contiguous(), activation, save_preactivation)
+    return _activated(layouts.dense_like(z, x), activation, save_preactivation)
 
 
 def depthwise_backward(

@@ -45,6 +45,8 @@ def samples(dtype: torch.dtype = torch.float32):
     yield ops.conv_transpose1d_forward, (x, w, b, *settings, "gelu", True)
     yield ops.conv_transpose1d_forward, (x, w, None, *settings, "relu", False)
     yield ops.conv_transpose1d_forward, (x, w, b, 1, 1, 3, 4, 2, None, False)
+    channels_last = tensor(2, 5, 6).detach().transpose(1, 2).requires_grad_()
+    yield ops.conv_transpose1d_forward, (channels_last, w, b, *settings, "silu", True)
     for activation in ("gelu", "relu"):
         yield ops.epilogue_backward, (g, tensor(2, 12, 10), activation, True)
     yield ops.epilogue_backward, (g, tensor(2, 12, 10), "sigmoid", False)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.tlazy_kernels.agreement import DTYPES, SMALL, assert_agrees, bits, random, spread
-from tlazy_kernels import checks, reference
+from tlazy_kernels import checks, layouts, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.conv_transpose1d import conv_transpose1d_forward
@@ -147,6 +147,8 @@ def test_aligned_operands_agree_in_both_layouts(case, channels_last, dtype, devi
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
     settings = {"activation": "silu", "save_preactivation": True, "config": None}
     assert_agrees(conv_transpose1d_forward, x, weight, bias, *case.settings, **settings)
+    for output in conv_transpose1d_forward(x, weight, bias, *case.settings, **settings):
+        assert layouts.is_channels_last(output) == channels_last
 
 
 @case_by_case
