@@ -119,9 +119,8 @@ class Recorder:
         if isinstance(value, (Tensor, Spec)):
             device = self.home if value.device.type == "meta" else value.device
             with self.mode:
-                empty = torch.empty(_known(value.shape), dtype=value.dtype, device=device)
-            if isinstance(value, Parameter):
-                return Parameter(empty, value.requires_grad)
+                empty: Any = torch.empty(_known(value.shape), dtype=value.dtype, device=device)
+            empty._is_param = isinstance(value, Parameter)
             return empty.requires_grad_(getattr(value, "requires_grad", False))
         return value
 
@@ -170,10 +169,10 @@ class Recorder:
         with no_modes():
             device = self.home if device.type == "meta" else device
             with self.mode:
-                fake = torch.empty(value.shape, dtype=value.dtype, device=device)
-            if isinstance(value, Parameter):
-                return Parameter(fake, value.requires_grad)
-            return fake
+                fake: Any = torch.empty(value.shape, dtype=value.dtype, device=device)
+            # As Parameter() does with a tensor of another class, less its costly detach.
+            fake._is_param = isinstance(value, Parameter)
+            return fake.requires_grad_(value.requires_grad)
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         row, entered = self.stack.pop()
