@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from perf import resuming
+from perf.resuming import STARTED
 
 ROOT = Path(__file__).parent.parent
 # In order of importance; a file counts where it first appears.
@@ -63,6 +64,7 @@ def run(tests: Sequence[str], deadline: float) -> dict[str, Any]:
                 running = [file for file in running if not file.is_finished()]
         finally:
             for file in running:
+                file.out_of_time = True
                 file.end()
         unfinished = [file.test for file in (*running, *waiting)]
         return _summary(all_of_them, unfinished, time.monotonic() - begin)
@@ -75,6 +77,7 @@ class _File:
         self.test, self.outcomes = test, outcomes
         self.log = outcomes.with_suffix(".log")
         self.starts = 0
+        self.out_of_time = False
 
     def start(self) -> None:
         self.starts += 1
@@ -105,14 +108,18 @@ class _File:
         return False
 
     def end(self) -> None:
+        """Kill its process, also where a test of it is running."""
         self.process.kill()
         self.process.wait()
 
     def results(self) -> Iterator[tuple[str, str]]:
         """Each test's outcome and, of those that did not pass, a line that says why."""
-        for test, event in resuming.read(self.outcomes).items():
-            if event["outcome"] == resuming.STARTED:
-                yield "failed", f"{test}: hung, ended the process or was stopped"
+        known = resuming.read(self.outcomes)
+        if self.out_of_time and known and next(reversed(known.values()))["outcome"] == STARTED:
+            known.popitem()  # it did nothing wrong
+        for test, event in known.items():
+            if event["outcome"] == STARTED:
+                yield "failed", f"{test}: hung or ended the process"
             else:
                 yield event["outcome"], f"{test}: {event['why']}"
         if self.starts and not self.outcomes.exists():

@@ -165,7 +165,7 @@ def test_a_test_that_dies_hangs_or_loses_the_gpu_costs_itself_only(path, tmp_pat
     recording.run_tests(path, time.monotonic() + 200, [tests, broken])
     done = report.load(path)["tests"]
     assert done["summary"].startswith("3 passed, 5 failed, 1 skipped in ")
-    ended = "hung, ended the process or was stopped"
+    ended = "hung or ended the process"
     assert [line.partition("::")[2] for line in done["failed"][:-1]] == [
         "test_wrong: assert (1 + 1) == 3",
         f"test_dies: {ended}",
@@ -179,10 +179,10 @@ def test_a_test_that_dies_hangs_or_loses_the_gpu_costs_itself_only(path, tmp_pat
 def test_tests_that_take_too_long_are_stopped(path, tmp_path):
     slow = write_tests(tmp_path, "def test_slow(device): time.sleep(100)\n")
     begin = time.monotonic()
-    recording.run_tests(path, begin + 2, [slow])
-    assert time.monotonic() - begin < 10
+    recording.run_tests(path, begin + 12, [slow])
+    assert time.monotonic() - begin < 20
     tests = report.load(path)["tests"]
-    assert tests["summary"].endswith("; not finished: test_made_up.py")
+    assert re.fullmatch(r"nothing ran in 1\d s; not finished: test_made_up.py", tests["summary"])
     assert (tests["exit_code"], tests["in_time"]) == (1, False)
 
 
