@@ -15,6 +15,7 @@ Telling them apart would take an accumulator, and a choice, for each tap.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,10 @@ from tlazy_kernels import checks, depthwise, layouts
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d_gather import gather_step
 from tlazy_kernels.conv1d_grad_weight import correlate
-from tlazy_kernels.conv1d_tiled import tiled_steps
+from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles, tiled_steps
+from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.environment import check_device, dot_precision
-from tlazy_kernels.launch import Plan, launch
-from tlazy_kernels.layouts import Tiled
+from tlazy_kernels.launch import Buffer, Plan, Step, launch
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
 
@@ -186,42 +187,27 @@ def _plan(
     if y.numel() == 0:
         return Plan((), (), ())
     tensors = (x, weight, bias, y, preactivation)
-    tiled = _tiles(target, x, y, weight.shape[2], geometry, transposed=transposed)
+    settings: dict[str, Any] = {
+        "transposed": transposed,
+        "activation": activation,
+        "precision": precision,
+        "config": config,
+    }
+    tiled, source = None, 0
+    buffers: list[Buffer] = []
+    steps: list[Step] = []
+    if fits_tiles(x, weight.shape[2], geometry):
+        tiled = readable_tiles(target, x, geometry.groups, 1 if transposed else geometry.stride)
+        reads = weight.shape[2] / (geometry.stride if transposed else 1)
+        reads *= filter_blocks(y.shape[1] // geometry.groups)
+        if tiled is None and copy_pays(x, reads):
+            source = len(tensors)
+            buffer, step, tiled = tiled_copy(x, geometry.groups, 0, source)
+            buffers.append(buffer)
+            steps.append(step)
     if tiled is None:
-        step = gather_step(
-            *tensors,
-            geometry,
-            transposed=transposed,
-            activation=activation,
-            precision=precision,
-            config=config,
-        )
-        return Plan((), (step,), ())
-    buffers, steps = tiled_steps(
-        x,
-        tiled,
-        *tensors[1:],
-        geometry,
-        transposed=transposed,
-        activation=activation,
-        precision=precision,
-        target=target,
-        config=config,
+        return Plan((), (gather_step(*tensors, geometry, **settings),), ())
+    more, launches = tiled_steps(
+        *tensors, geometry, **settings, source=source, tiled=tiled, target=target
     )
-    return Plan(tuple(buffers), tuple(steps), ())
-
-
-def _tiles(
-    target: Target, x: Tensor, y: Tensor, taps: int, geometry: Geometry, *, transposed: bool
-) -> Tiled | None:
-    """How tiles of x can be read, or None where pointers serve as well, or alone."""
-    stride, padding, dilation, groups = geometry
-    reach = (taps + stride) * dilation + sum(padding) + x.shape[2] + y.shape[2]
-    if reach >= 2**31 or x.numel() == 0:
-        return None
-    tiled = layouts.tiled(x, groups)
-    if tiled is None or tiled.channels_last:
-        return tiled
-    # A tap's samples are shifted from any alignment, and a stride takes them apart.
-    shifted = target.copies_tiles and layouts.ANY_START
-    return tiled if shifted and (transposed or stride == 1) else None
+    return Plan((*buffers, *more), (*steps, *launches), ())

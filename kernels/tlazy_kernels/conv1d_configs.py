@@ -96,7 +96,7 @@ def _tiles(target: Target, cols: int, depth: int, itemsize: int) -> Iterator[Til
     for block_rows in (128, 64):
         for block_cols in (256, 128, 64, 32, 16):
             area = block_rows * block_cols
-            if block_cols > min(widest, 2 * max(cols, 8) - 1) or area > largest:
+            if block_cols > min(widest, 2 * max(cols, 16) - 1) or area > largest:
                 continue
             warps = 8 if area * itemsize > 128 * 64 * 2 else 4
             tile = TileConfig(block_rows, block_cols, deep, num_warps=warps, num_stages=4)

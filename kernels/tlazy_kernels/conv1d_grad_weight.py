@@ -14,10 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tlazy_kernels import layouts
 from tlazy_kernels.configs import TileConfig, dot_config, split_rows
 from tlazy_kernels.conv1d_configs import grad_weight_config, series_in_tile
-from tlazy_kernels.conv1d_tiled import load_rows, rows_of
+from tlazy_kernels.conv1d_tiled import (
+    filter_blocks,
+    fits_tiles,
+    load_rows,
+    readable_tiles,
+    rows_of,
+)
+from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.environment import dot_precision
 from tlazy_kernels.launch import Buffer, Plan, Step, launch, metadata
 from tlazy_kernels.layouts import Tiled
@@ -197,10 +203,13 @@ def _plan(
     out = Buffer(shape, grad.dtype)
     if 0 in shape:
         return Plan((out,), (), (0,))
-    tiles = _tiles(target, grad, x, shape, geometry)
+    buffers: list[Buffer] = []
+    steps: list[Step] = []
+    tiles = _tiles(target, grad, x, shape, geometry) if fits_tiles(x, shape[2], geometry) else None
     if tiles is None:
         parts, product = _gather_step(grad, x, shape, geometry, precision, config)
     else:
+        buffers, steps, sources, forms = tiles
         config = config or grad_weight_config(
             target,
             rows=grad.shape[0] * grad.shape[2],
@@ -210,35 +219,46 @@ def _plan(
             itemsize=grad.element_size(),
             precision=precision,
         )
-        parts, product = _tiled_step(grad, x, *tiles, shape, geometry, precision, config)
+        parts, product = _tiled_step(grad, x, sources, forms, shape, geometry, precision, config)
+    last = 2 + len(buffers)
     if parts == 1:
-        return Plan((out,), (product,), (0,))
+        return Plan((*buffers, out), (*steps, product), (len(buffers),))
     partial = Buffer((parts, *shape), torch.float32)
-    return Plan((partial, out), (product, sum_step(partial, shape, 2, 3, 3)), (1,))
+    total = sum_step(partial, shape, last, last + 1, last + 1)
+    return Plan((*buffers, partial, out), (*steps, product, total), (len(buffers) + 1,))
 
 
 def _tiles(
     target: Target, grad: Tensor, x: Tensor, shape: tuple[int, int, int], geometry: Geometry
-) -> tuple[Tiled, Tiled] | None:
-    """How tiles of both can be read, or None where pointers serve as well, or alone."""
-    stride, padding, dilation, groups = geometry
-    reach = (shape[2] + stride) * dilation + sum(padding) + x.shape[2]
-    if reach >= 2**31 or x.numel() == 0:
-        return None
-    tiles = layouts.tiled(grad, groups), layouts.tiled(x, groups)
-    if tiles[0] is None or tiles[1] is None:
-        return None
-    shifted = target.copies_tiles and layouts.ANY_START
-    if not tiles[1].channels_last and (stride > 1 or not shifted):
-        return None
-    return tiles[0], tiles[1]
+) -> tuple[list[Buffer], list[Step], list[int], list[Tiled]] | None:
+    """Copies of gradient and x for tiles where they need one, the plan's tensors to read, and how;
+    or None where copies do not pay."""
+    group_out = shape[0] // geometry.groups
+    buffers: list[Buffer] = []
+    steps: list[Step] = []
+    sources: list[int] = []
+    forms: list[Tiled] = []
+    for i, (tensor, step, others) in enumerate(
+        ((grad, 1, shape[1]), (x, geometry.stride, group_out))
+    ):
+        source, form = i, readable_tiles(target, tensor, geometry.groups, step)
+        if form is None:
+            if not copy_pays(tensor, shape[2] * filter_blocks(others)):
+                return None
+            source = 2 + len(buffers)
+            buffer, copy, form = tiled_copy(tensor, geometry.groups, i, source)
+            buffers.append(buffer)
+            steps.append(copy)
+        sources.append(source)
+        forms.append(form)
+    return buffers, steps, sources, forms
 
 
 def _tiled_step(
     grad: Tensor,
     x: Tensor,
-    tiled_grad: Tiled,
-    tiled_x: Tiled,
+    sources: list[int],
+    forms: list[Tiled],
     shape: tuple[int, int, int],
     geometry: Geometry,
     precision: str,
@@ -249,6 +269,7 @@ def _tiled_step(
     batch, _, out_length = grad.shape
     stride, (padding, _), dilation, groups = geometry
     group_out = out_channels // groups
+    tiled_grad, tiled_x = forms
     several = tiled_grad.channels_last and tiled_x.channels_last
     block_n = series_in_tile(config.depth, out_length) if several else 1
     block_l = config.depth // block_n
@@ -258,7 +279,7 @@ def _tiled_step(
     step = Step(
         _grad_weight_tiled_kernel,
         (tiles, parts),
-        (0, 1, 2),
+        (*sources, 2 + sum(source > 1 for source in sources)),
         (
             batch,
             x.shape[2],

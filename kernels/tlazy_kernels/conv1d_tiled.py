@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tlazy_kernels import layouts
 from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d_configs import conv1d_config, series_in_tile
@@ -281,9 +282,31 @@ def _columns(x, part: tl.constexpr, PARTS: tl.constexpr):
     return found
 
 
+def fits_tiles(x: Tensor, taps: int, geometry: Geometry) -> bool:
+    """Whether there is something to contract, and 32 bits hold every sample's number."""
+    stride, padding, dilation, _ = geometry
+    return x.numel() > 0 and x.shape[2] + sum(padding) + (taps + stride) * dilation < 2**31
+
+
+def readable_tiles(target: Target, x: Tensor, groups: int, step: int) -> Tiled | None:
+    """How tiles of x, with rows `step` samples apart, can be read in place, or None.
+
+    Where samples are neighbours, a tap's tile starts at any of them, which only TMA reads well,
+    and of samples further apart it reads nothing.
+    """
+    tiled = layouts.tiled(x, groups)
+    if tiled is None or tiled.channels_last:
+        return tiled
+    return tiled if step == 1 and target.copies_tiles and layouts.ANY_START else None
+
+
+def filter_blocks(filters: int) -> int:
+    """How often a product by gathered tiles reads each of its rows for each tap."""
+    return triton.cdiv(filters, 64)
+
+
 def tiled_steps(
     x: Tensor,
-    tiled: Tiled,
     weight: Tensor,
     bias: Tensor | None,
     y: Tensor,
@@ -293,10 +316,15 @@ def tiled_steps(
     transposed: bool,
     activation: str | None,
     precision: str,
-    target: Target,
     config: TileConfig | None,
+    source: int,
+    tiled: Tiled,
+    target: Target,
 ) -> tuple[list[Buffer], list[Step]]:
-    """Fill y with the convolution of x; the tensors are a plan's first five, in this order."""
+    """Fill y with the convolution of x; the tensors are a plan's first five, in this order.
+
+    `source` is the plan's tensor that has x in a form that can be read as `tiled`: x, or a copy.
+    """
     (batch, channels, length), (_, out_channels, out_length) = x.shape, y.shape
     stride, (padding, _), dilation, groups = geometry
     taps, residues = weight.shape[2], stride if transposed else 1
@@ -318,12 +346,14 @@ def tiled_steps(
     block_l = config.rows // block_n
     tiles = triton.cdiv(filters, config.cols) * triton.cdiv(rows, block_l)
     tiles *= triton.cdiv(batch, block_n) * groups * residues
-    buffers, steps, packed, strides = _packed(weight, groups, transposed=transposed)
+    buffers, steps, packed, strides = _packed(
+        weight, groups, transposed, 5 if source == 0 else source + 1
+    )
     programs = min(tiles, target.processors * config.programs(x.element_size(), target))
     step = Step(
         _conv1d_tiled_kernel,
         (programs,),
-        (0, packed, 0 if bias is None else 2, 3, 3 if preactivation is None else 4),
+        (source, packed, source if bias is None else 2, 3, 3 if preactivation is None else 4),
         (
             batch,
             length,
@@ -364,12 +394,15 @@ def tiled_steps(
 
 
 def _packed(
-    weight: Tensor, groups: int, *, transposed: bool
+    weight: Tensor, groups: int, transposed: bool, place: int
 ) -> tuple[list[Buffer], list[Step], int, tuple[int, ...]]:
     """The filters as [taps, groups, F, C], C contiguous: in place, or by a copy.
 
     A copy moves each weight twice, and a convolution that reads it for many positions saves more:
     a tap's weights lie `taps` elements apart in PyTorch's order, which no wide load can take.
+
+    Args:
+        place: the plan's tensor that a copy would be.
 
     Returns:
         buffers, steps, the plan's tensor that has them, its first three strides in units.
@@ -391,5 +424,5 @@ def _packed(
     target = groups * filters * row, filters * row, row
     strides = tuple(stride // unit for stride in target)
     source = stride_g, stride_f, stride_c, stride_k
-    step = copy_step(1, 5, sizes, source, (target[1], target[2], 1, target[0]))
-    return [buffer], [step], 5, strides
+    step = copy_step(1, place, sizes, source, (target[1], target[2], 1, target[0]))
+    return [buffer], [step], place, strides

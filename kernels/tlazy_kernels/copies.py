@@ -8,8 +8,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from tlazy_kernels.launch import Step, metadata
+from tlazy_kernels.launch import Buffer, Step, metadata
+from tlazy_kernels.layouts import UNIT_BYTES, Tiled
 
 
 def _copy_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,3 +76,35 @@ def copy_step(
         {"BLOCK_R": rows, "BLOCK_C": columns},
         num_warps=4,
     )
+
+
+# Elements from which on a copy takes longer than its launch.
+LEAST_COPY = 1 << 18
+
+
+def copy_pays(x: Tensor, reads: float) -> bool:
+    """Whether to copy x for tiles, where each of its elements would be gathered so many times.
+
+    A copy moves an element's bytes twice through memory; a gather's load takes the time of about
+    one such byte's way, whatever the element's size.
+    """
+    return x.numel() >= LEAST_COPY and reads >= 2 * x.element_size()
+
+
+def tiled_copy(x: Tensor, groups: int, source: int, target: int) -> tuple[Buffer, Step, Tiled]:
+    """Copy x (N, C, L), a plan's tensor `source`, to channels last, each group in whole units."""
+    batch, channels, length = x.shape
+    unit = UNIT_BYTES // x.element_size()
+    group = channels // groups
+    units = triton.cdiv(group, unit)
+    row = groups * units * unit
+    stride_n, stride_c, stride_l = x.stride()
+    step = copy_step(
+        source,
+        target,
+        (batch, groups, group, length),
+        (stride_n, group * stride_c, stride_c, stride_l),
+        (length * row, units * unit, 1, row),
+    )
+    tiled = Tiled(True, length * groups * units, units, groups * units)
+    return Buffer((batch, length, row), x.dtype), step, tiled

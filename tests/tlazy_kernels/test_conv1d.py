@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from unittest import mock
+
 import pytest
 import torch
+from torch import Tensor
 
 from tests.tlazy_kernels.agreement import DTYPES, SMALL, assert_agrees, bits, random, spread
 from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree
-from tlazy_kernels import reference
+from tlazy_kernels import copies, launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 
@@ -34,6 +38,35 @@ CASES = [
     Convolution(0, 3, 4, 10, 3, padding=(1, 1)),  # no samples in the batch
 ]
 
+# Channels of whole 16-byte units, which tensor descriptors can read.
+TILED_CASES = [
+    Convolution(2, 16, 24, 33, 3, padding=(1, 1)),
+    Convolution(3, 8, 8, 24, 1),
+    Convolution(2, 8, 20, 40, 5, padding=(8, 0), dilation=2),  # causal
+    Convolution(2, 8, 8, 31, 3, stride=2),  # a last row that is not whole, and read
+    Convolution(2, 8, 8, 32, 3, stride=2, padding=(2, 1)),
+    Convolution(1, 16, 8, 50, 4, stride=3, padding=(4, 5), dilation=2),
+    Convolution(2, 8, 8, 37, 5, stride=4, padding=(1, 1), dilation=6),  # two residues of four
+    Convolution(2, 8, 8, 30, 2, stride=5),  # samples that no tap reads
+    Convolution(2, 8, 8, 3, 2, stride=7, padding=(9, 9), dilation=4),  # rows without samples
+    Convolution(2, 48, 40, 23, 3, padding=(1, 1), groups=2),  # groups of several tiles
+    Convolution(2, 24, 12, 29, 4, stride=2, padding=(2, 1), groups=3),
+    Convolution(7, 8, 8, 4, 3, padding=(1, 1)),  # several series a tile
+]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values; as a (batch, length, channels) array that is seen transposed."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def kernels_of(call: Callable[[], object]) -> set[str]:
+    """The names of the kernels that a call runs, which nobody may have made before."""
+    with mock.patch.object(launch, "_plans", {}):
+        call()
+        return {step.kernel.fn.__name__ for plan in launch._plans.values() for step in plan.steps}
+
+
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -41,6 +74,79 @@ pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("config", [SMALL, None], ids=["small tiles", "default tiles"])
 def test_all_three_agree_for_every_setting(case, config, dtype, device):
     assert_all_agree(case, case.operands(dtype, device), config)
+
+
+@pytest.mark.parametrize("case", TILED_CASES, ids=str)
+@pytest.mark.parametrize("last", [(True, True), (False, True), (True, False)], ids=str)
+def test_all_three_agree_where_tiles_can_be_read(case, last, dtype, device):
+    x, weight, bias, grad = case.operands(dtype, device)
+    x, grad = (channels_last(t) if cl else t for t, cl in zip((x, grad), last, strict=True))
+    assert_all_agree(case, (x, weight, bias, grad), activation="silu")
+
+
+@pytest.mark.parametrize("case", TILED_CASES[::3], ids=str)
+def test_default_tiles_agree_where_tiles_can_be_read(case, dtype, device):
+    x, weight, bias, grad = case.operands(dtype, device)
+    assert_all_agree(case, (channels_last(x), weight, bias, channels_last(grad)), None)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_channels_last_memory_is_read_in_tiles_and_without_a_copy(stride, dtype, device):
+    case = Convolution(2, 16, 8, 21, 3, stride=stride, padding=(1, 1))
+    x, weight, bias, grad = case.operands(dtype, device)
+    x, grad = channels_last(x), channels_last(grad)
+    weight = weight.permute(2, 0, 1).contiguous().permute(1, 2, 0)  # in the order of tiles already
+    settings = case.settings
+    forward = kernels_of(lambda: conv1d_forward(x, weight, bias, *settings, config=SMALL))
+    assert forward == {"_conv1d_tiled_kernel"}
+    found = kernels_of(lambda: conv1d_grad_weight(grad, x, 3, *settings, config=SMALL))
+    assert found <= {"_grad_weight_tiled_kernel", "_sum_kernel"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Convolution(2, 5, 7, 40, 17, stride=2, padding=(3, 9)),
+        Convolution(2, 6, 9, 41, 9, padding=(4, 4), groups=3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_what_tiles_cannot_read_is_copied_where_that_pays(case, last, dtype, device, monkeypatch):
+    monkeypatch.setattr(copies, "LEAST_COPY", 1)
+    monkeypatch.setattr(launch, "_plans", {})
+    x, weight, bias, grad = case.operands(dtype, device)
+    if last:
+        x, grad = channels_last(x), channels_last(grad)
+    assert_all_agree(case, (x, weight, bias, grad))
+    ran = {step.kernel.fn.__name__ for plan in launch._plans.values() for step in plan.steps}
+    wanted = {"_copy_kernel", "_conv1d_tiled_kernel", "_grad_weight_tiled_kernel"}
+    assert ran - {"_sum_kernel"} == wanted
+
+
+@pytest.mark.parametrize("groups", [1, 2], ids=["dense", "grouped"])
+def test_outputs_have_the_memory_layout_of_their_input(groups, dtype, device):
+    case = Convolution(2, 4, 8, 21, 3, padding=(1, 1), groups=groups)
+    x, weight, bias, grad = case.operands(dtype, device)
+    for form in (channels_last, torch.Tensor.contiguous):
+        y, z = conv1d_forward(form(x), weight, bias, *case.settings, save_preactivation=True)
+        assert z is not None
+        assert y.stride() == z.stride() == form(y).stride()
+        dx = conv1d_grad_input(form(grad), weight, 21, *case.settings)
+        assert dx.stride() == form(dx).stride()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_infinite_and_nan_samples_stay_in_their_rows_and_groups_in_tiles(
+    stride, groups, dtype, device
+):
+    case = Convolution(3, 16, 16, 11, 3, stride=stride, padding=(2, 0), groups=groups)
+    x, weight, bias, grad = case.operands(dtype, device)
+    x[0, 1, 0], x[1, 0, 10], x[2, 15, 4] = torch.inf, -torch.inf, torch.nan
+    grad[0, 1, 4], grad[1, 0, -1], grad[2, 12, 3] = torch.inf, -torch.inf, torch.nan
+    operands = channels_last(x), weight, bias, channels_last(grad)
+    assert_all_agree(case, operands, activation="relu")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
