@@ -66,7 +66,7 @@ def _taps(weight_ptr, channel, channels, stride_wc, stride_wk, TAPS: tl.constexp
     """Each tap of the channels' filters in fp32, shape (BLOCK_C, 1)."""
     taps = ()
     for k in tl.static_range(TAPS):
-        place = weight_ptr + channel * stride_wc + k * stride_wk
+        place = weight_ptr + channel * stride_wc + tl.cast(k, tl.int64) * stride_wk
         tap = tl.load(place, mask=channel < channels, other=0.0)
         taps += (tap.to(tl.float32)[:, None],)
     return taps
