@@ -111,7 +111,8 @@ class Split(NamedTuple):
 
 
 # Tiles worth considering, for elements of 2 and of 4 bytes. None spills with any epilogue, which
-# the gates see to.
+# the gates see to. Where operands are read by pointers, a thread keeps its addresses and masks in
+# registers, which leaves fewer for the tile.
 _HALF_TILES = (
     TileConfig(128, 256, 64, num_warps=8, num_stages=3),
     TileConfig(128, 128, 64, num_warps=8, num_stages=4),
@@ -122,6 +123,16 @@ _HALF_TILES = (
     TileConfig(64, 64, 64, num_warps=4, num_stages=2),
     TileConfig(64, 32, 64, num_warps=4, num_stages=6),
     TileConfig(64, 32, 64, num_warps=4, num_stages=2),
+)
+_HALF_POINTER_TILES = (
+    TileConfig(128, 64, 32, num_warps=8, num_stages=2),
+    TileConfig(64, 128, 32, num_warps=8, num_stages=2),
+    TileConfig(64, 64, 32, num_warps=4, num_stages=2),
+    TileConfig(64, 32, 32, num_warps=4, num_stages=2),
+)
+_SINGLE_POINTER_TILES = (
+    TileConfig(64, 64, 32, num_warps=8, num_stages=2),
+    TileConfig(64, 32, 32, num_warps=4, num_stages=2),
 )
 _SINGLE_TILES = (
     TileConfig(128, 128, 32, num_warps=8, num_stages=3),
@@ -149,6 +160,8 @@ def split_contraction(
     itemsize: int,
     precision: str,
     target: Target,
+    *,
+    described: bool = True,
     config: TileConfig | None = None,
 ) -> Split:
     """The tile, and the split of the contraction, with the least modelled time.
@@ -158,9 +171,10 @@ def split_contraction(
         itemsize: bytes of an operand's element.
         precision: of the dot, as ``environment.dot_precision``.
         target: to plan for.
+        described: whether the operands are read by tensor descriptors, not by pointers.
         config: the tile, where it is not to be chosen.
     """
-    tiles = [config] if config else product_tiles(itemsize, target)
+    tiles = [config] if config else product_tiles(itemsize, target, described=described)
     candidates = [
         Split(tile, _ceil_div(k, depth) if k else 1, depth)
         for tile in tiles
@@ -169,9 +183,14 @@ def split_contraction(
     return min(candidates, key=lambda split: _cycles(m, n, k, itemsize, precision, target, split))
 
 
-def product_tiles(itemsize: int, target: Target) -> list[TileConfig]:
-    """The tiles to choose from on a target: those that its shared memory holds, and its registers,
-    which keep the operands' addresses too where threads copy them."""
+def product_tiles(itemsize: int, target: Target, *, described: bool) -> list[TileConfig]:
+    """The tiles to choose from on a target: those that its shared memory holds, and its registers.
+
+    Args:
+        described: whether the operands are read by tensor descriptors, not by pointers.
+    """
+    if not described:
+        return list(_HALF_POINTER_TILES if itemsize < 4 else _SINGLE_POINTER_TILES)
     largest = 128 * 256 if target.copies_tiles else 128 * 128 if itemsize < 4 else 64 * 128
     return [
         tile

@@ -196,19 +196,19 @@ class Operand(NamedTuple):
     Attributes:
         position: of its tensor among the inputs.
         shape, strides: in elements.
-        itemsize: bytes of an element.
+        dtype: of its elements.
         aligned: whether its first element lies at a multiple of 16 bytes.
     """
 
     position: int
-    shape: tuple[int, int]
-    strides: tuple[int, int]
-    itemsize: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
     aligned: bool
 
     @classmethod
     def of(cls, position: int, x: Tensor) -> Operand:
-        return cls(position, x.shape, x.stride(), x.element_size(), x.data_ptr() % 16 == 0)  # type: ignore[arg-type]
+        return cls(position, x.shape, x.stride(), x.dtype, x.data_ptr() % 16 == 0)
 
     @property
     def t(self) -> Operand:
@@ -217,51 +217,85 @@ class Operand(NamedTuple):
     def described(self) -> tuple[int, bool] | None:
         """(stride of the far dimension, whether that is the columns'), as a tensor descriptor can
         have them: contiguous near elements, and all else in multiples of 16 bytes. None if not."""
+        itemsize = self.dtype.itemsize
         for matrix, transposed in ((self, False), (self.t, True)):
             (count, length), (far, near) = matrix.shape, matrix.strides
             if count == 1:  # its stride is never taken
-                far = -(-length * self.itemsize // 16) * 16 // self.itemsize
+                far = -(-length * itemsize // 16) * 16 // itemsize
             if (
                 self.aligned
                 and (near == 1 or length == 1)
                 and far >= length > 0
-                and far * self.itemsize % 16 == 0
+                and far * itemsize % 16 == 0
                 and max(self.shape) < 2**31
             ):
                 return far, transposed
         return None
 
 
+class Product(NamedTuple):
+    """A product a @ b of a call, and how kernels read and multiply it.
+
+    Attributes:
+        precision: of the dot, as ``environment.dot_precision``.
+        descriptors: what ``Operand.described`` says of both; None for pointers.
+    """
+
+    a: Operand
+    b: Operand
+    precision: str
+    descriptors: tuple[tuple[int, bool], tuple[int, bool]] | None
+
+    @classmethod
+    def of(cls, a: Operand, b: Operand, precision: str) -> Product:
+        first, second = a.described(), b.described()
+        rows, columns = a.shape[0], b.shape[1]
+        # The result is stored by a descriptor too, and its tiles are counted in 32 bits.
+        if columns * b.dtype.itemsize % 16 or rows * columns >= 2**40:
+            first = None
+        both = None if first is None or second is None else (first, second)
+        return cls(a, b, precision, both)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.a.shape[0], self.b.shape[1], self.a.shape[1]
+
+
 def plan_product(
     target: Target,
     a: Operand,
     b: Operand,
-    dtype: torch.dtype,
     precision: str,
     inputs: int,
     epilogue: Epilogue = PLAIN,
     config: TileConfig | None = None,
 ) -> Plan:
-    """The plan of ``act(a @ b + bias)``, for matrices of one `dtype` among so many `inputs`.
+    """The plan of ``act(a @ b + bias)``, for matrices of one dtype among so many `inputs`.
 
     Its outputs are the (M, N) product, and the preactivation or None.
+
+    Raises:
+        ValueError: for a `config` whose warp specialization would have no effect.
     """
-    (m, k), n = a.shape, b.shape[1]
-    y = Buffer((m, n), dtype)
+    product = Product.of(a, b, precision)
+    m, n, k = product.sizes
+    y = Buffer((m, n), a.dtype)
     buffers = (y, y) if epilogue.save_preactivation else (y,)
     outputs = (0, 1 if epilogue.save_preactivation else None)
     if m * n == 0:
         return Plan(buffers, (), outputs)
-    split = split_contraction(m, n, k, dtype.itemsize, precision, target, config)
+    described = product.descriptors is not None
+    split = split_contraction(
+        m, n, k, a.dtype.itemsize, precision, target, described=described, config=config
+    )
+    _check_specialization(target, split.config)
     first, last = inputs, inputs + len(buffers) - 1
     if split.parts == 1:
-        return Plan(
-            buffers, (_product(target, a, b, split, precision, first, last, epilogue),), outputs
-        )
+        return Plan(buffers, (_step(target, product, split, epilogue, first, last),), outputs)
     rows = -(-m // split.config.rows) * split.config.rows
     partial = Buffer((split.parts, rows, n), torch.float32)
     steps = (
-        _product(target, a, b, split, precision, last + 1, last + 1, PLAIN),
+        _step(target, product, split, PLAIN, last + 1, last + 1),
         sum_step(partial, (m, n), last + 1, first, last, epilogue),
     )
     return Plan((*buffers, partial), steps, outputs)
@@ -274,21 +308,26 @@ def specializes(target: Target, config: TileConfig) -> bool:
     return target.gpu.arch == 90 and config.num_warps == 4 and version >= (3, 8)
 
 
-def _product(
+def _check_specialization(target: Target, config: TileConfig) -> None:
+    if config.specialized and not specializes(target, config):
+        raise ValueError(
+            f"{config} asks for warp specialization, which takes effect with 4 warps, on sm_90 and "
+            f"from Triton 3.8 on; here it is {target.gpu.arch} and Triton {triton.__version__}"
+        )
+
+
+def _step(
     target: Target,
-    a: Operand,
-    b: Operand,
+    product: Product,
     split: Split,
-    precision: str,
+    epilogue: Epilogue,
     out: int,
     preactivation: int,
-    epilogue: Epilogue,
 ) -> Step:
     """The launch that writes the product, or its partial sums, to the tensor `out`."""
-    (m, k), n = a.shape, b.shape[1]
+    m, n, k = product.sizes
+    a, b, precision, descriptors = product
     config = split.config
-    row_blocks, column_blocks = -(-m // config.rows), -(-n // config.cols)
-    tiles = row_blocks * column_blocks
     bias = a.position if epilogue.bias is None else epilogue.bias
     tensors = (a.position, b.position, bias, out, preactivation)
     constants: dict[str, Any] = {
@@ -299,33 +338,21 @@ def _product(
     }
     blocks = {"BLOCK_M": config.rows, "BLOCK_N": config.cols, "BLOCK_K": config.depth}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    a_far, b_far = a.described(), b.described()
-    if config.specialized and not specializes(target, config):
-        raise ValueError(
-            f"{config} asks for warp specialization, which takes effect with 4 warps, on sm_90 and "
-            f"from Triton 3.8 on; here it is {target.gpu.arch} and Triton {triton.__version__}"
-        )
-    if a_far is None or b_far is None or n * a.itemsize % 16 or tiles * split.parts >= 2**31:
+    tiles = -(-m // config.rows) * -(-n // config.cols)
+    if descriptors is None:
         scalars = (m, n, k, split.depth, *a.strides, *b.strides, epilogue.bias_stride)
-        grid = (tiles, split.parts)
+        constants |= blocks
         return Step(
-            _matmul_pointer_kernel, grid, tensors, scalars, {**constants, **blocks}, **options
+            _matmul_pointer_kernel, (tiles, split.parts), tensors, scalars, constants, **options
         )
-    programs = min(tiles * split.parts, target.processors * config.programs(a.itemsize, target))
-    scalars = (
-        m,
-        n,
-        k,
-        split.parts,
-        split.depth,
-        a_far[0],
-        b_far[0],
-        epilogue.bias_stride,
-        programs,
-    )
+    (a_far, a_transposed), (b_far, b_transposed) = descriptors
+    resident = target.processors * config.programs(a.dtype.itemsize, target)
+    programs = min(tiles * split.parts, resident)
+    far = (a_far, b_far, epilogue.bias_stride)
+    scalars = (m, n, k, split.parts, split.depth, *far, programs)
     constants = {
-        "A_TRANSPOSED": a_far[1],
-        "B_TRANSPOSED": b_far[1],
+        "A_TRANSPOSED": a_transposed,
+        "B_TRANSPOSED": b_transposed,
         **constants,
         "SPECIALIZED": config.specialized,
         "SUBTILES": 2 if config.cols >= 128 else 1,

@@ -27,6 +27,7 @@ class Target:
         warps: that a processor can hold.
         programs: that a processor can hold.
         source: where the limits come from.
+        name: of the device, as its driver tells; empty where none is there.
     """
 
     gpu: GPUTarget
@@ -41,6 +42,7 @@ class Target:
     warps: int
     programs: int
     source: str
+    name: str = ""
 
     @property
     def copies_tiles(self) -> bool:
@@ -119,10 +121,9 @@ def target_of(device: torch.device) -> Target:
     if torch.version.hip is not None:
         arch = properties.gcnArchName.partition(":")[0]
         gpu = GPUTarget("hip", arch, properties.warp_size)
-        return replace(TARGETS["gfx942"], gpu=gpu, processors=properties.multi_processor_count)
-    capability = 10 * properties.major + properties.minor
-    processors = properties.multi_processor_count
-    known = TARGETS.get(f"sm_{capability}")
-    if known is None:
-        return _nvidia(capability, processors, properties.shared_memory_per_multiprocessor)
-    return replace(known, processors=processors)
+        known = replace(TARGETS["gfx942"], gpu=gpu)
+    else:
+        capability = 10 * properties.major + properties.minor
+        found = TARGETS.get(f"sm_{capability}")
+        known = found or _nvidia(capability, 0, properties.shared_memory_per_multiprocessor)
+    return replace(known, processors=properties.multi_processor_count, name=properties.name)

@@ -69,3 +69,10 @@ def representative() -> list[Row]:
 def planted() -> list[Compiled]:
     rows = json.loads(output(start("tests.tlazy_kernels.planted")))
     return [Compiled(**row) for row in rows]
+
+
+@cache
+def picks(target: str, dtype: str) -> list[Compiled]:
+    """What the chooser picks for a grid of shapes."""
+    rows = json.loads(output(start("tests.tlazy_kernels.picks", target, dtype)))
+    return [Compiled(**row) for row in rows]

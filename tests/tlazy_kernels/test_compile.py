@@ -5,7 +5,9 @@ A GPU is not needed. What cannot be seen so: anything about time, and whether a 
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,9 +15,16 @@ import triton
 
 from tests.tlazy_kernels import gates
 from tests.tlazy_kernels.gates import breaches
-from tests.tlazy_kernels.subprocesses import REPRESENTATIVE, inspected, planted, representative
+from tests.tlazy_kernels.subprocesses import (
+    REPRESENTATIVE,
+    inspected,
+    picks,
+    planted,
+    representative,
+)
 from tlazy_kernels.catalogue import DTYPES, cases
-from tlazy_kernels.table import Row, text
+from tlazy_kernels.offline import Compiled
+from tlazy_kernels.table import text
 from tlazy_kernels.targets import TARGETS
 
 pytestmark = pytest.mark.compiles
@@ -23,7 +32,7 @@ pytestmark = pytest.mark.compiles
 TRITON = ".".join(triton.__version__.split(".")[:2])
 
 
-def assert_sound(rows: list[Row]) -> None:
+def assert_sound(rows: Sequence[Compiled]) -> None:
     found = {" ".join((*row.key, row.config)): breaches(row) for row in rows}
     assert {key: wrong for key, wrong in found.items() if wrong} == {}
 
@@ -34,6 +43,28 @@ def test_every_kernel_passes_every_gate(target):
     names = {case.name for case in cases(DTYPES["bfloat16"])}
     assert {(row.name, row.dtype) for row in rows} == {
         (name, dtype) for name in names for dtype in REPRESENTATIVE[target]
+    }
+    assert_sound(rows)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [
+        ("sm_90", "bfloat16"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.thorough)
+            for pair in itertools.product(TARGETS, DTYPES)
+            if pair != ("sm_90", "bfloat16")
+        ),
+    ],
+)
+def test_what_the_chooser_picks_for_200_shapes_passes_every_gate(target, dtype):
+    rows = picks(target, dtype)
+    assert len({row.config for row in rows}) > 5
+    assert {row.kernel for row in rows} == {
+        "_matmul_descriptor_kernel",
+        "_matmul_pointer_kernel",
+        "_sum_kernel",
     }
     assert_sound(rows)
 

@@ -1,0 +1,79 @@
+"""Tiles that were measured to be the fastest, in tables by device; they go before the chooser.
+
+A table is a JSON file that ``tlazy bench --tune FILE`` writes on the device it is for. Tables in
+this package's folder ``tuned`` are always used, and those that the environment variable TLAZY_TILES
+names (files, separated like those of PATH) go before them. A device without a table, or a call
+whose sizes stand in none, gets the chooser's tile: nothing is ever searched for on the way.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.targets import Target
+
+FOLDER = Path(__file__).with_name("tuned")
+VARIABLE = "TLAZY_TILES"
+
+_asked: list[str] | None = None
+
+
+def tuned(
+    target: Target, launcher: str, dtype: torch.dtype, sizes: Sequence[int]
+) -> TileConfig | None:
+    """The measured tile of a launcher for these sizes on a target, or None.
+
+    Raises:
+        ValueError: for a file that is no table of tiles.
+    """
+    key = " ".join([launcher, str(dtype).removeprefix("torch."), *map(str, sizes)])
+    if _asked is not None:
+        _asked.append(key)
+    return _tiles(target.name, os.environ.get(VARIABLE, "")).get(key)
+
+
+@contextmanager
+def asked() -> Iterator[list[str]]:
+    """Collects the keys that launchers look up inside the block, for whoever writes a table."""
+    global _asked
+    found: list[str] = []
+    _asked = found
+    try:
+        yield found
+    finally:
+        _asked = None
+
+
+@functools.cache
+def _tiles(device: str, more: str) -> Mapping[str, TileConfig]:
+    """Tiles by key of all tables for a device; those named later are looked at first."""
+    files = [*sorted(FOLDER.glob("*.json")), *map(Path, filter(None, more.split(os.pathsep)[::-1]))]
+    tiles: dict[str, TileConfig] = {}
+    for file in files:
+        tiles |= _read(file, device)
+    return tiles
+
+
+def _read(file: Path, device: str) -> dict[str, TileConfig]:
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+        if table["device"] != device:
+            return {}
+        return {
+            entry["key"]: TileConfig(**entry["config"])
+            for entry in table["entries"]
+            if entry["config"] is not None
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is not a table of tiles as tlazy bench --tune writes: {error!r}; "
+            f"take it out of {VARIABLE}"
+        ) from error

@@ -1,0 +1,224 @@
+"""Plans are made once for a kind of call, and told apart by all that they depend on."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from tests.tlazy_kernels.agreement import random
+from tlazy_kernels import launch, linear, tuned
+from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.linear import linear_forward
+from tlazy_kernels.targets import STAND_IN
+
+
+@pytest.fixture
+def plans(monkeypatch) -> dict:
+    """The plans made from here on."""
+    found: dict = {}
+    monkeypatch.setattr(launch, "_plans", found)
+    return found
+
+
+@pytest.fixture
+def x(device) -> torch.Tensor:
+    return random(32, 32, dtype=torch.float32, device=device)
+
+
+def test_calls_of_one_kind_share_a_plan(plans, x):
+    for _ in range(3):
+        linear_forward(x.clone(), x + 1)
+    assert len(plans) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: linear_forward(x[:16], x),
+        lambda x: linear_forward(x, x[:16]),
+        lambda x: linear_forward(x.t(), x),
+        lambda x: linear_forward(x.half(), x.half()),
+        lambda x: linear_forward(x.flatten()[1:].as_strided((31, 32), (32, 1)), x),
+        lambda x: linear_forward(x, x, x[0]),
+        lambda x: linear_forward(x, x, activation="relu"),
+        lambda x: linear_forward(x, x, save_preactivation=True),
+        lambda x: linear_forward(x, x, config=TileConfig(16, 16, 16)),
+    ],
+    ids=["rows", "outputs", "strides", "dtype", "alignment", "bias", "relu", "saving", "tile"],
+)
+def test_calls_of_different_kinds_do_not(other, plans, x):
+    linear_forward(x, x)
+    other(x)
+    assert len(plans) == 2
+
+
+def test_a_precision_switched_between_calls_is_followed(plans, x, monkeypatch):
+    linear_forward(x, x)
+    monkeypatch.setattr(linear, "dot_precision", lambda dtype, family: "tf32")
+    linear_forward(x, x)
+    assert {plan.steps[0].constants["PRECISION"] for plan in plans.values()} == {"ieee", "tf32"}
+
+
+def test_plans_do_not_pile_up_without_end(plans, x, monkeypatch):
+    monkeypatch.setattr(launch, "MOST_PLANS", 5)
+    for rows in range(1, 20):
+        linear_forward(x[:rows], x)
+    assert len(plans) <= 5
+
+
+def test_a_refused_call_leaves_no_plan(plans, x):
+    with pytest.raises(RuntimeError):
+        linear_forward(x, x[:, 1:])
+    with pytest.raises(RuntimeError):
+        linear_forward(x.double(), x.double())
+    assert plans == {}
+
+
+def test_outputs_of_one_plan_are_different_tensors(plans, x):
+    first, second = linear_forward(x, x)[0], linear_forward(x + 1, x)[0]
+    assert first.data_ptr() != second.data_ptr()
+    assert not torch.equal(first, second)
+
+
+class Handle(launch.CompiledKernel):
+    """A compiled kernel that only notes its launches."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple] = []
+        self._run = lambda *arguments: self.launches.append(arguments)
+        self.module = self.function = "function"
+        self.packed_metadata = "metadata"
+
+    def __del__(self) -> None:
+        pass
+
+
+class Kernel:
+    """A device function whose first launch gives its handle."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+        self.launches: list[tuple] = []
+
+    def __getitem__(self, grid):
+        def run(*arguments, **options):
+            self.launches.append((grid, arguments, options))
+            return self.handle
+
+        return run
+
+
+def test_a_kept_handle_is_launched_with_all_arguments_in_the_kernels_order(plans, x):
+    """As Triton's own way does: grid, stream, handle, hooks, then every parameter's value."""
+    linear_forward(x, x, x[0], activation="relu")
+    (plan,) = plans.values()
+    (step,) = plan.steps
+    names = _parameters(step.kernel)
+    handle = Handle()
+    kernel = step.kernel = Kernel(handle)
+    linear_forward(x, x, x[0], activation="relu")
+    assert handle.launches == []
+    y, _ = linear_forward(x, x, x[0], activation="relu")
+    ((grid, arguments, options),) = kernel.launches
+    (launched,) = handle.launches
+    assert launched[:3] == grid
+    assert launched[4:9] == ("function", "metadata", None, None, None)
+    values = dict(zip(names, launched[9:], strict=True))
+    assert values["a_ptr"] is values["b_ptr"] is x
+    assert values["out_ptr"] is y
+    scalars = dict(zip(names, arguments, strict=False))
+    for name in ("M", "N", "K", "programs"):
+        assert values[name] == scalars[name]
+    for name in names[len(arguments) :]:
+        assert values[name] == options[name]
+
+
+def _parameters(kernel) -> list[str]:
+    """Of a device function, or of the interpreter's stand-in for one."""
+    return list(inspect.signature(kernel.fn).parameters)
+
+
+def test_a_profiler_that_listens_gets_the_long_way(plans, x, monkeypatch):
+    linear_forward(x, x)
+    (plan,) = plans.values()
+    handle = plan.steps[0].handle = Handle()
+    seen = []
+    launch.triton.knobs.runtime.launch_enter_hook.add(seen.append)
+    try:
+        y, _ = linear_forward(x, x)
+    finally:
+        launch.triton.knobs.runtime.launch_enter_hook.remove(seen.append)
+    assert handle.launches == []
+    torch.testing.assert_close(y, x @ x.t())
+
+
+def test_threads_share_plans(plans, x):
+    right = []
+
+    def work(seed: int) -> None:
+        a = random(32, 32, dtype=torch.float32, device=x.device, seed=seed)
+        right.append(torch.allclose(linear_forward(a, x)[0], a @ x.t(), atol=1e-4))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert right == [True] * 4
+    assert len(plans) == 1
+
+
+@pytest.fixture
+def device_with_a_table(tmp_path, monkeypatch, plans, x):
+    """A device named "Tested", and a function that writes its table of one tile."""
+    target = replace(STAND_IN, name="Tested")
+    monkeypatch.setattr(launch, "target_of", lambda device: target)
+
+    def write(config: TileConfig, device: str = "Tested") -> str:
+        with tuned.asked() as keys:
+            linear_forward(x, x)
+        plans.clear()
+        file = tmp_path / "tiles.json"
+        entries = [{"key": key, "config": asdict(config)} for key in keys]
+        file.write_text(json.dumps({"device": device, "entries": entries}))
+        monkeypatch.setenv(tuned.VARIABLE, str(file))
+        tuned._tiles.cache_clear()
+        return keys[0]
+
+    yield write
+    tuned._tiles.cache_clear()
+
+
+def test_a_measured_tile_goes_before_the_chooser(device_with_a_table, plans, x):
+    key = device_with_a_table(TileConfig(16, 16, 16, num_warps=1))
+    assert key == "linear_forward float32 32 32 32 32"
+    linear_forward(x, x)
+    (plan,) = plans.values()
+    assert plan.steps[0].constants["BLOCK_M"] == 16
+    plans.clear()
+    linear_forward(x[:31], x)  # other sizes
+    (plan,) = plans.values()
+    assert plan.steps[0].constants["BLOCK_M"] != 16
+
+
+def test_tables_of_other_devices_are_not_used(device_with_a_table, plans, x):
+    device_with_a_table(TileConfig(16, 16, 16, num_warps=1), device="Another")
+    linear_forward(x, x)
+    (plan,) = plans.values()
+    assert plan.steps[0].constants["BLOCK_M"] != 16
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"device": "Tested"}', '{"device": "Tested", "entries": [{}]}']
+)
+def test_a_file_that_is_no_table_is_named(text, device_with_a_table, plans, x, tmp_path):
+    device_with_a_table(TileConfig(16, 16, 16))
+    (tmp_path / "tiles.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tiles\.json is not a table of tiles"):
+        linear_forward(x, x)
+    assert plans == {}
