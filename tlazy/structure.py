@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
-_SETTINGS = (bool, int, float, str, tuple, type(None))
+_SETTINGS = (bool, int, float, str, type(None))
 
 
 class _Part(NamedTuple):
@@ -47,9 +47,14 @@ def _part(module: torch.nn.Module) -> _Part:
     settings = {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, _SETTINGS) and name != "training" and not name.startswith("_")
+        if _is_setting(value) and name != "training" and not name.startswith("_")
     }
     return _Part(module, type(module), shapes, settings)
+
+
+def _is_setting(value: Any) -> bool:
+    items = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(item, _SETTINGS) for item in items)
 
 
 def _shape(tensor: Any) -> Any:

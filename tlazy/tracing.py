@@ -32,6 +32,9 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
     has parts compiled by TorchScript, is run once for real instead, as a copy with the values that
     materializing will give it; a warning says so.
 
+    The first trace of a process takes about a second more: fake tensors, as any torch optimizer,
+    import torch's compiler.
+
     Args:
         model: any module; lazy ones, tlazy's or torch's, become known.
         args, kwargs: as for calling `model`. A :class:`Spec`, a real or a meta tensor can stand

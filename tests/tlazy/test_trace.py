@@ -251,7 +251,9 @@ def test_a_plan_whose_model_has_changed_is_refused_and_changes_nothing(change, w
 
 def test_modes_types_and_values_may_change_between_a_trace_and_its_plan():
     net = nn.Sequential(nn.LazyLinear(4), torch.nn.BatchNorm1d(4), nn.LazyLinear(2))
+    net.seen = (torch.ones(2),)
     plan = tlazy.trace(net, tlazy.Spec(2, 3))
+    net.seen = (torch.ones(2),)
     net.eval().double()
     net[1].weight.data.zero_()
     plan.materialize()

@@ -23,6 +23,9 @@ class Module(RefusesWhileLazy, torch.nn.Module):
     The first call runs ``forward`` on shapes alone, creates all parameters in one step, and then
     computes. Where it fails, nothing has changed and the next call starts anew.
 
+    Layers that come into the tree later, in a list too, belong to it: the next call is a first
+    call again. Only ``torch.nn.ModuleList.insert`` tells nobody; what it puts in waits for its own.
+
     >>> import torch
     >>> from tlazy import nn
     >>> class Net(nn.Module):
