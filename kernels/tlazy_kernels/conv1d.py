@@ -27,6 +27,7 @@ from tlazy_kernels.conv1d_grad_weight import correlate
 from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles, tiled_steps
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.environment import check_device, dot_precision
+from tlazy_kernels.first_layer import first_layer_step
 from tlazy_kernels.launch import Buffer, Plan, Step, launch
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
@@ -187,6 +188,10 @@ def _plan(
     if y.numel() == 0:
         return Plan((), (), ())
     tensors = (x, weight, bias, y, preactivation)
+    if config is None and not transposed:
+        step = first_layer_step(*tensors, geometry, activation=activation, precision=precision)
+        if step is not None:
+            return Plan((), (step,), ())
     settings: dict[str, Any] = {
         "transposed": transposed,
         "activation": activation,

@@ -25,6 +25,7 @@ from tlazy_kernels.conv1d_tiled import (
 )
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.environment import dot_precision
+from tlazy_kernels.first_layer import first_layer_grad_weight
 from tlazy_kernels.launch import Buffer, Plan, Step, launch, metadata
 from tlazy_kernels.layouts import Tiled
 from tlazy_kernels.positions import Geometry, source_position
@@ -203,6 +204,10 @@ def _plan(
     out = Buffer(shape, grad.dtype)
     if 0 in shape:
         return Plan((out,), (), (0,))
+    if config is None:
+        plan = first_layer_grad_weight(grad, x, shape, geometry, precision=precision)
+        if plan is not None:
+            return plan
     buffers: list[Buffer] = []
     steps: list[Step] = []
     tiles = _tiles(target, grad, x, shape, geometry) if fits_tiles(x, shape[2], geometry) else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tlazy_kernels import checks
 from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.conv1d_gather import gather_step
 from tlazy_kernels.depthwise_backward import Needs
 from tlazy_kernels.depthwise_channels import channels_backward, channels_step
 from tlazy_kernels.depthwise_general import general_grad_weight, general_step
@@ -27,6 +28,9 @@ from tlazy_kernels.launch import Buffer, Plan, launch
 from tlazy_kernels.layouts import empty_like
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
+
+# Filters of a channel from which on the way back to it is a matrix product.
+MANY_FILTERS = 16
 
 
 def convolve(
@@ -63,11 +67,22 @@ def _plan_convolve(
     if y.numel() == 0:
         return Plan((), (), ())
     tensors = (x, weight, bias, y, preactivation)
-    if not transposed:
+    stride, (padding, _), dilation, groups = geometry
+    if config is None and not transposed:
         one = first_layer_step(*tensors, geometry, activation=activation, precision=precision)
         if one is not None:
             return Plan((), (one,), ())
-    stride, (padding, _), dilation, groups = geometry
+    if config is None and transposed and weight.shape[0] >= MANY_FILTERS * groups:
+        # A contraction over the filters of each channel, long enough for a matrix product.
+        one = gather_step(
+            *tensors,
+            geometry,
+            transposed=True,
+            activation=activation,
+            precision=precision,
+            config=None,
+        )
+        return Plan((), (one,), ())
     if transposed:
         # The way back over stride 1 is a convolution with the filters turned around.
         padding = (weight.shape[2] - 1) * dilation - padding
@@ -117,16 +132,17 @@ def _plan_correlate(
     """As the fused pass, of which it is a part: with the same inputs, two of them not there."""
     if 0 in shape:
         return Plan((Buffer(shape, grad.dtype),), (), (0,))
-    one = first_layer_grad_weight(
-        grad, x, shape, geometry, precision=precision, places=(0, 2), inputs=5
-    )
-    if one is not None:
-        return one
+    tensors = (grad, None, x, None, None)
+    if config is None:
+        one = first_layer_grad_weight(
+            grad, x, shape, geometry, precision=precision, places=(0, 2), inputs=len(tensors)
+        )
+        if one is not None:
+            return one
     stride, (padding, _), dilation, _ = geometry
     long = toeplitz_grad_weight(grad, x, shape, stride, padding, dilation)
     if long is not None:
         return long
-    tensors = (grad, None, x, None, None)
     needs = Needs(x=False, weight=True, bias=False)
     plan = _plan_backward(target, *tensors, shape, x.shape[2], geometry, None, needs, config)
     if plan.steps:

@@ -43,7 +43,7 @@ def _convolve_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dic
     touched += ["bias_ptr"] * args["HAS_BIAS"]
     touched += ["preactivation_ptr"] * args["SAVE_PREACTIVATION"]
     outputs = args["x_ptr" if args["FLIPPED"] else "y_ptr"].numel()
-    sizes = f"channels={args['channels']} taps={args['TAPS']} stride={args['stride']}"
+    sizes = f"lanes={args['lanes']} taps={args['TAPS']} stride={args['stride']}"
     return metadata(f"{kernel.name} [{sizes}]", 2 * outputs * args["TAPS"], args, *touched)
 
 
@@ -71,7 +71,7 @@ def _store(base_ptr, value, vector, exists, channel, there, VECTOR: tl.constexpr
 @triton.jit
 def _tap(weight_ptr, channel, channels, tap, stride_wc, stride_wk):
     """One tap of each channel's filter in fp32, shape (1, BLOCK_C)."""
-    place = weight_ptr + channel * stride_wc + tap * stride_wk
+    place = weight_ptr + channel * stride_wc + tl.cast(tap, tl.int64) * stride_wk
     return tl.load(place, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
 
 
@@ -372,8 +372,7 @@ def channels_backward(
         return None
     batch, _, out_length = grad.shape
     vector = _vector_width(*tensors)
-    # Compilers for AMD keep a mask for each row of the window, of which they have few.
-    span = 2 * SPAN if target.gpu.backend == "cuda" else SPAN // 2
+    span = _backward_span(target, taps)
     runs = _runs(max(length, out_length), dilation, span)
     tile = config or _channels_config(channels, 512)
     channel_blocks = -(-channels // tile.cols) * -(-taps // BLOCK_K)
@@ -427,6 +426,15 @@ def _vector_width(*tensors: Tensor) -> int:
 def _runs(length: int, dilation: int, span: int) -> int:
     """Lanes of a series: each takes `span` positions that lie a dilation apart."""
     return -(-length // (span * dilation)) * dilation
+
+
+def _backward_span(target: Target, taps: int) -> int:
+    """Samples of a lane in the fused pass, whose windows dL/dz is computed for: the more the less
+    of it twice, as far as registers go. AMD's compiler keeps a mask for each row of the window, of
+    which it has few."""
+    if target.gpu.backend == "hip":
+        return 2
+    return 6 if taps <= 4 else 4
 
 
 def _channels_config(channels: int, elements: int) -> TileConfig:

@@ -330,7 +330,7 @@ def toeplitz_step(
     """
     vector = vector_width(x, y)
     chunks = _chunks(x, y, weight.shape[2], stride, padding, dilation, vector)
-    if chunks is None:
+    if chunks is None or weight.stride(2) * weight.shape[2] >= 2**31:
         return None
     batch, channels, out_length = y.shape
     blocks = -(-out_length // BLOCK)

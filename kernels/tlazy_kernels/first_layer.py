@@ -285,19 +285,19 @@ def first_layer_grad_weight(
     geometry: Geometry,
     *,
     precision: str,
-    places: tuple[int, int],
-    inputs: int,
+    places: tuple[int, int] = (0, 1),
+    inputs: int = 2,
 ) -> Plan | None:
     """The weight gradient of `shape` (F, C, K), or None where this kernel does not serve.
 
-    `grad` and `x` are at these places among the plan's inputs.
+    `grad` and `x` are at these places among so many inputs of the plan.
     """
     filters, channels, taps = shape
     if not _serves(filters, channels, taps, geometry):
         return None
     stride, (padding, _), dilation, _ = geometry
     batch, _, out_length = grad.shape
-    block_l = BLOCK_L if grad.element_size() == 2 else BLOCK_L // 2
+    block_l = BLOCK_L // 2
     steps = batch * -(-out_length // block_l)
     filter_blocks = -(-filters // BLOCK_F)
     parts, steps_per_part = split_rows(steps, -(-filter_blocks // 2), 1)
@@ -327,7 +327,7 @@ def first_layer_grad_weight(
             "BLOCK_L": block_l,
         },
         num_warps=4,
-        num_stages=2,
+        num_stages=3,
     )
     out = Buffer(shape, grad.dtype)
     if parts == 1:
