@@ -702,6 +702,17 @@ def test_row_20_errors_name_the_path_and_the_next_step(lib, use):
         use(net.encoder[0].weight)
 
 
+def test_row_20_layers_know_their_path_in_a_tree_of_torchs_and_in_a_list_that_grew():
+    theirs = torch.nn.Sequential(torch.nn.ReLU(), nn.LazyLinear(4))
+    theirs = torch.nn.ModuleList([torch.nn.ModuleDict({"encoder": theirs})])
+    ours = nn.Sequential(nn.Sequential(torch.nn.ModuleDict({"encoder": nn.Sequential()})))
+    ours[0][0]["encoder"].extend([torch.nn.ReLU(), torch.nn.LazyLinear(4)])
+    for net, path in ((theirs, "0.encoder.1"), (ours, "0.0.encoder.1")):
+        weight = net.get_submodule(path).weight
+        with refused(net, ValueError, match=rf" {path}\.weight: {WAY_OUT}"):
+            weight.clone()
+
+
 @pytest.fixture
 def one_process():
     torch.distributed.init_process_group(

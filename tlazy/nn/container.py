@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tlazy.nn import first_call
+from tlazy.nn.lazy import LazyModuleMixin
 from tlazy.nn.pending import pending_modules
 from tlazy.nn.refusal import RefusesWhileLazy
 from tlazy.nn.state_dict import load_all_or_nothing, stage_state_dict
@@ -88,6 +89,9 @@ class Sequential(torch.nn.Sequential, Module):
 # The Modules above a module: a list inside of one may get its layers long after the constructor.
 _roots = WeakIdKeyDictionary()
 
+# Modules of torch's, in no Module, with lazy layers of tlazy's below them.
+_holders = WeakIdKeyDictionary()
+
 
 @register_module_module_registration_hook
 def _registered(parent: torch.nn.Module, name: str, child: Any) -> None:
@@ -97,6 +101,11 @@ def _registered(parent: torch.nn.Module, name: str, child: Any) -> None:
         for part in child.modules():
             _roots.setdefault(part, weakref.WeakSet()).update(roots)
         _arm(roots, parent, child, name)
+    elif isinstance(child, LazyModuleMixin) or child in _holders:
+        _holders[parent] = True
+        for path, part in child.named_modules(prefix=name):
+            if isinstance(part, LazyModuleMixin):
+                first_call.adopt_placeholders(part, path)
 
 
 def _roots_above(module: torch.nn.Module) -> list[Module]:
@@ -108,8 +117,13 @@ def _arm(
     roots: list[Module], parent: torch.nn.Module, part: torch.nn.Module, name: str = ""
 ) -> None:
     """Arm those of `roots` that (still) hold `parent`, whose child at `name` is `part`."""
-    if pending_modules(part):
-        for root in roots:
-            path = next((path for path, m in root.named_modules() if m is parent), None)
-            if path is not None:
-                first_call.arm(root, part, ".".join(filter(None, (path, name))))
+    if not pending_modules(part):
+        return
+    places = ((_path(parent, root), root) for root in roots)
+    found = [(path, root) for path, root in places if path is not None]
+    for path, root in sorted(found, key=lambda place: len(place[0])):  # the outermost names it
+        first_call.arm(root, part, ".".join(filter(None, (path, name))))
+
+
+def _path(module: torch.nn.Module, root: torch.nn.Module) -> str | None:
+    return next((path for path, part in root.named_modules() if part is module), None)

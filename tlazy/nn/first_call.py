@@ -47,7 +47,7 @@ def wait_for_call(module: Any) -> None:
         module._result_hook = module.register_forward_hook(end_of_first_call, always_call=True)
 
 
-def adopt_placeholders(module: torch.nn.Module, path: str) -> None:
+def adopt_placeholders(module: Any, path: str) -> None:
     """Note which placeholders are the module's own, name them, and let them convert and copy."""
     tensors: dict[str, Any] = {**module._parameters, **module._buffers}
     lazy = {name: tensor for name, tensor in tensors.items() if is_lazy(tensor)}

@@ -43,7 +43,7 @@ class LazyModuleMixin(RefusesWhileLazy, torch.nn.modules.lazy.LazyModuleMixin):
         self.weight = placeholder(device=device, dtype=dtype)
         self.bias = placeholder(device=device, dtype=dtype) if bias else None
         self._seed = init.draw_seed()
-        adopt_placeholders(self, "")  # type: ignore[arg-type]
+        adopt_placeholders(self, "")
 
     def shape_parameters(self, weight: tuple[int, ...], bias: tuple[int, ...]) -> None:
         """Materialize ``weight`` and ``bias``; one that a tied layer has shaped must agree.
