@@ -5,7 +5,7 @@
 
 A mutant counts as caught where a test of its file fails in Triton's interpreter or, for those that
 only ttsem sees (accesses out of bounds, races), under ttsem. Exits with 0 only if all are caught.
-Takes a minute and a half on 2 idle cores.
+Takes five minutes on 2 idle cores.
 """
 
 from __future__ import annotations
@@ -23,6 +23,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/tlazy_kernels"
 RUNS = {"interpreter": ["-m", "pytest"], "ttsem": ["-m", "ttsem.sanitize", "pytest"]}
+# Where a file's tests are, unless they bear its name.
+SEEN_IN = {
+    "matmul": "linear",
+    "splits": "linear",
+    "positions": "conv1d",
+    "conv1d_tiled": "conv1d",
+    "conv1d_gather": "conv1d",
+    "conv1d_grad_weight": "conv1d",
+    "depthwise_general": "depthwise",
+    "depthwise_channels": "depthwise",
+    "depthwise_time": "depthwise",
+    "epilogue": "activations",
+}
 
 
 @dataclass(frozen=True)
@@ -37,8 +50,7 @@ class Mutant:
 
     @property
     def tests(self) -> str:
-        stem = {"positions": "conv1d", "launch": "linear"}.get(self.file, self.file)
-        return f"{TESTS}/test_{stem}.py"
+        return f"{TESTS}/test_{SEEN_IN.get(self.file, self.file)}.py"
 
     @property
     def command(self) -> list[str]:
@@ -47,26 +59,68 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("contraction unmasked in A", "linear", "[:, None] & (k < last)[None, :]", "[:, None]"),
     Mutant(
-        "store mask off by one", "linear", "(n < N)[None, :]\n    if", "(n <= N)[None, :]\n    if"
+        "contraction unmasked in A",
+        "matmul",
+        "(m < M)[:, None] & (k < last)[None, :]",
+        "(m < M)[:, None]",
     ),
-    Mutant("unit stride assumed in A", "linear", "k[None, :] * stride_ak", "k[None, :]"),
-    Mutant("unit stride assumed in bias", "linear", "n * stride_bias", "n"),
     Mutant(
-        "accumulator rounded every step",
-        "linear",
-        "acc, input_precision=PRECISION)",
-        "acc, input_precision=PRECISION).to(a_ptr.dtype.element_ty).to(tl.float32)",
+        "store mask off by one", "matmul", "(n < N)[None, :]\n    if", "(n <= N)[None, :]\n    if"
     ),
-    Mutant("splits overwrite each other", "linear", "(split * M + m)[:, None]", "m[:, None]"),
+    Mutant("unit stride assumed in A", "matmul", "k[None, :] * stride_ak", "k[None, :]"),
+    Mutant(
+        "unit stride assumed in bias",
+        "matmul",
+        "acc += tl.load(bias_ptr + n * stride_bias",
+        "acc += tl.load(bias_ptr + n",
+    ),
+    Mutant(
+        "sum rounded every step, by pointers",
+        "matmul",
+        "acc, input_precision=PRECISION)\n    if",
+        "acc, input_precision=PRECISION).to(a_ptr.dtype.element_ty).to(tl.float32)\n    if",
+    ),
+    Mutant(
+        "sum rounded every step, by descriptors",
+        "matmul",
+        "acc, input_precision=PRECISION)\n        if",
+        "acc, input_precision=PRECISION).to(a_ptr.dtype.element_ty).to(tl.float32)\n        if",
+    ),
+    Mutant(
+        "splits overwrite each other",
+        "matmul",
+        "[split * row_blocks * BLOCK_M + row, start]",
+        "[row, start]",
+    ),
+    Mutant(
+        "split runs into the next, in a product",
+        "matmul",
+        "last = tl.minimum(first + k_per_split, K)\n        acc",
+        "last = K\n        acc",
+    ),
+    Mutant(
+        "both halves of a tile in one place",
+        "matmul",
+        "start = column + i * part",
+        "start = column",
+    ),
+    Mutant(
+        "last group of rows has all its rows",
+        "matmul",
+        "first + within % rows, within // rows",
+        "first + within % GROUP, within // GROUP",
+    ),
     Mutant(
         "preactivation stored after the activation",
-        "linear",
-        "acc.to(preactivation_ptr",
-        "activate(acc, ACTIVATION).to(preactivation_ptr",
+        "matmul",
+        "kept = z.to(preactivation_ptr",
+        "kept = activate(z, ACTIVATION).to(preactivation_ptr",
     ),
-    Mutant("second stage forgets all but one split", "launch", "partials.sum(0)", "partials[0]"),
+    Mutant("second stage forgets the last split", "splits", "range(parts)", "range(parts - 1)"),
+    Mutant(
+        "second stage takes the next column's bias", "splits", "i % columns", "(i + 1) % columns"
+    ),
     Mutant(
         "tap off by one",
         "positions",
@@ -87,33 +141,103 @@ MUTANTS = [
     ),
     Mutant("stride's remainder ignored", "positions", " & (source * stride == strided)", ""),
     Mutant(
-        "group's input offset forgotten", "conv1d", "group * C * stride_xc", "group * stride_xc"
+        "tap off by one in a tile",
+        "conv1d_tiled",
+        "offset = tap * dilation - padding",
+        "offset = (tap + 1) * dilation - padding",
     ),
-    Mutant("group's output offset forgotten", "conv1d", "channel = group * F + f", "channel = f"),
-    Mutant("unit tap stride assumed", "conv1d", "tap.to(tl.int64) * stride_wk", "tap.to(tl.int64)"),
     Mutant(
-        "split runs into the next", "conv1d", "tl.minimum(first + rows_per_split, rows)", "rows"
+        "lifted rows not taken off",
+        "conv1d_tiled",
+        "source = offset // STEP - lift",
+        "source = offset // STEP",
     ),
-    Mutant("bias unmasked", "conv1d", "stride_bias, mask=f < F, other=0.0", "stride_bias", "ttsem"),
-    Mutant("cut at the ends forgotten", "conv_transpose1d", "(padding, padding)", "(0, 0)"),
-    Mutant("transposed without its bias", "conv_transpose1d", "bias=bias", "bias=None"),
+    Mutant("stride's phase forgotten", "conv1d_tiled", "phase = offset % STEP", "phase = 0"),
+    Mutant(
+        "group's output offset forgotten",
+        "conv1d_tiled",
+        "channel = group.to(tl.int64) * F + filters",
+        "channel = filters",
+    ),
+    Mutant(
+        "outputs one too many",
+        "conv1d_tiled",
+        "(series < batch) & (position < out_length)",
+        "(series < batch) & (position <= out_length)",
+    ),
+    Mutant(
+        "padding forgotten in the input gradient",
+        "conv1d_tiled",
+        "(residue + padding - tap * dilation) // STEP",
+        "(residue - tap * dilation) // STEP",
+    ),
+    Mutant(
+        "group's input offset forgotten",
+        "conv1d_gather",
+        "group * C * stride_xc",
+        "group * stride_xc",
+    ),
+    Mutant(
+        "unit tap stride assumed",
+        "conv1d_gather",
+        "tap.to(tl.int64) * stride_wk",
+        "tap.to(tl.int64)",
+    ),
+    Mutant(
+        "bias unmasked",
+        "conv1d_gather",
+        "stride_bias, mask=f < F, other=0.0",
+        "stride_bias",
+        "ttsem",
+    ),
+    Mutant(
+        "split runs into the next, by pointers",
+        "conv1d_grad_weight",
+        "tl.minimum(first + rows_per_split, rows)",
+        "rows",
+    ),
+    Mutant(
+        "split runs into the next, by descriptors",
+        "conv1d_grad_weight",
+        "tl.minimum(first + steps_per_part, row_blocks * tl.cdiv(batch, BLOCK_N))",
+        "row_blocks * tl.cdiv(batch, BLOCK_N)",
+    ),
     Mutant(
         "product in the input's dtype",
-        "depthwise",
+        "depthwise_general",
         "x.to(tl.float32) * w.to(tl.float32)[None, :]",
         "(x * w[None, :]).to(tl.float32)",
     ),
     Mutant(
-        "multiplier turned around",
-        "depthwise",
-        "source_channel = channel // multiplier",
-        "source_channel = channel % multiplier",
-    ),
-    Mutant(
         "padding not masked in the gradient",
-        "depthwise",
+        "depthwise_general",
         "((row < last) & exists)[:, None]",
         "(row < last)[:, None]",
+    ),
+    Mutant("multiplier forgotten", "depthwise_channels", "channel // multiplier", "channel"),
+    Mutant(
+        "filter not turned around",
+        "depthwise_channels",
+        "TAPS - 1 - (tap + k) if FLIPPED else tap + k",
+        "tap + k",
+    ),
+    Mutant(
+        "padding meets a tap",
+        "depthwise_time",
+        "tl.where(exists[None, :], total + sample * tap, total)",
+        "total + sample * tap",
+    ),
+    Mutant(
+        "one tap too many in the matrix",
+        "depthwise_toeplitz",
+        "(lag // DILATION < TAPS)",
+        "(lag // DILATION <= TAPS)",
+    ),
+    Mutant(
+        "window starts at a vector, taps too",
+        "depthwise_toeplitz",
+        "lag = sample - REST -",
+        "lag = sample -",
     ),
     Mutant("relu's edge moved", "activations", "saved <= 0, 0.0, grad", "saved < 0, 0.0, grad"),
     Mutant(
@@ -128,7 +252,7 @@ MUTANTS = [
     ),
     Mutant(
         "bias sums overwrite each other",
-        "activations",
+        "epilogue",
         "split * channels + channel, total",
         "channel, total",
     ),
