@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlazy_kernels import checks, conv1d, conv_transpose1d, epilogue, linear, roofline
+from tlazy_kernels import (
+    checks,
+    conv1d,
+    conv_transpose1d,
+    depthwise,
+    epilogue,
+    linear,
+    roofline,
+)
 from tlazy_kernels.configs import TileConfig, dot_config
 from tlazy_kernels.roofline import Cost
 
@@ -38,7 +46,12 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from _conv1d(
         "conv1d", dtype, (32, 512, 31_999), (512, 512, 3), stride=2, activation="gelu", **last
     )
-    yield from _conv1d("depthwise", dtype, (32, 2048, 4096), (2048, 1, 4), activation="gelu")
+    yield from _depthwise(dtype, activation="gelu")
+    yield from _depthwise(dtype, activation="gelu", **last)
+    yield from _conv1d("depthwise_long", dtype, (32, 512, 8192), (512, 1, 31), activation="gelu")
+    audio: dict[str, Any] = {"stride": 5, "activation": "gelu"}
+    first = _conv1d("first_layer", dtype, (32, 1, 160_000), (512, 1, 10), **audio)
+    yield from (case for case in first if "grad_input" not in case.name)
     yield _conv_transpose1d(dtype, (32, 256, 8192), (256, 128, 8), stride=4, activation="gelu")
     yield _epilogue(dtype, "gelu")
 
@@ -158,6 +171,26 @@ def _conv1d(
         f"{noun}_grad_weight{tag}",
         lambda: conv1d.conv1d_grad_weight(grad, x, taps, *settings, config=config),
         roofline.conv1d_grad_weight(x_shape, weight_shape, **costs),
+    )
+
+
+def _depthwise(
+    dtype: torch.dtype, *, activation: str | None, channels_last: bool = False, tag: str = ""
+) -> Iterator[Case]:
+    """The passes of a short causal filter one by one, and all gradients in one pass."""
+    shape, weight_shape = (32, 2048, 4096), (2048, 1, 4)
+    settings: dict[str, Any] = {"channels_last": channels_last, "tag": tag}
+    yield from _conv1d("depthwise", dtype, shape, weight_shape, activation=activation, **settings)
+    x, weight = _meta(*shape, dtype=dtype), _meta(*weight_shape, dtype=dtype)
+    if channels_last:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    sizes = (shape[2], weight_shape[2], 1, (3, 0), 1, shape[1])
+    yield Case(
+        f"depthwise_backward{tag}",
+        lambda: depthwise.depthwise_backward(x, x, x, weight, *sizes, activation=activation),
+        roofline.depthwise_backward(
+            shape, weight_shape, dtype, out_length=shape[2], activation=activation is not None
+        ),
     )
 
 

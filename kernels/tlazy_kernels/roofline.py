@@ -177,6 +177,23 @@ def conv_transpose1d_forward(
     return _cost(_conv1d_flops(x_shape, weight_shape, x_shape[2]), elements, dtype)
 
 
+def depthwise_backward(
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    out_length: int,
+    activation: bool,
+) -> Cost:
+    """Cost of all gradients of a depthwise convolution: of x (N, C_in, L), weight and bias.
+
+    It reads the output gradient, x, the weight and, with an activation, the saved tensor.
+    """
+    grads = (1 + activation) * x_shape[0] * weight_shape[0] * out_length
+    elements = grads + 2 * math.prod(x_shape) + 2 * math.prod(weight_shape) + weight_shape[0]
+    return _cost(2 * _conv1d_flops(x_shape, weight_shape, out_length), elements, dtype)
+
+
 def epilogue_backward(shape: Sequence[int], dtype: torch.dtype, *, activation: bool) -> Cost:
     """Memory cost of the pass over an output gradient (outer, channels, inner).
 

@@ -26,6 +26,9 @@ _SHIFTED = (
 # Products of 16-bit elements whose operands reach shared memory through registers, and why.
 WITHOUT_ASYNC_COPIES = {"_conv1d_gather_kernel": _SHIFTED}
 
+# Products whose operands are loaded once, before any loop that could copy ahead of itself.
+WITHOUT_A_LOOP = frozenset({"_first_layer_kernel"})
+
 # Global loads of 2 bytes that may stand in the binary of a kernel with 16-bit elements, of which
 # each is one tile's share of a thread: any more would be a layout that got worse. In float32 no
 # load may be that narrow.
@@ -39,6 +42,17 @@ NARROW_LOADS = {
     "_grad_weight_gather_kernel": 16,  # the samples
     "_depthwise_kernel": 10,  # the samples, and the weight's 4 taps, which lie side by side
     "_depthwise_grad_weight_kernel": 16,  # the samples and the gradient, which have two lengths
+    # The weight's 4 taps, which lie side by side, and the bias, for each of 2 channels of a thread.
+    "_depthwise_time_kernel": 10,
+    "_depthwise_time_backward_kernel": 8,
+    # The same; wavefronts of 64 threads hold no more of them, but each is loaded by all.
+    "_depthwise_channels_kernel": 16,
+    "_depthwise_channels_backward_kernel": 8,
+    # The matrix, once a program; in the path by taps the samples.
+    "_depthwise_toeplitz_kernel": 82,
+    "_depthwise_toeplitz_grad_weight_kernel": 64,  # that path's alone: samples and gradient
+    "_first_layer_kernel": 32,  # samples of all taps, gathered once a program, and the weight
+    "_first_layer_grad_weight_kernel": 16,  # the samples
 }
 
 # Cases of the catalogue whose sizes leave no alignment to use.
@@ -83,6 +97,7 @@ def asynchronous_copies(row: Compiled) -> Iterator[str]:
     """Only NVIDIA's GPUs copy from global to shared memory on their own; AMD's pass registers."""
     copies = row.mix.get("async copy", 0) + row.mix.get("bulk copy", 0)
     exempt = row.dtype != "float32" and row.kernel in WITHOUT_ASYNC_COPIES
+    exempt = exempt or row.kernel in WITHOUT_A_LOOP
     nvidia = TARGETS[row.target].gpu.backend == "cuda"
     if row.product_rows and nvidia and not copies and not exempt and not _narrow_by_nature(row):
         yield "no asynchronous copy feeds the product"
