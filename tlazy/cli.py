@@ -244,8 +244,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="eager, compile, eager-channels-last, cudnn-benchmark, cublaslt, causal-conv1d, "
-            "fla.",
+            help="eager, compile, eager-channels-last, cudnn-benchmark, "
+            "cudnn-benchmark-channels-last, cublaslt, triton-tutorial, causal-conv1d, fla.",
             show_default="those that fit; on a CPU eager",
         ),
     ] = None,
