@@ -77,6 +77,8 @@ def thorough_cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from _conv1d(
         "conv1d", dtype, (32, 100, 1021), (60, 25, 3), stride=2, activation="relu", tag=" odd"
     )
+    long: dict[str, Any] = {"channels_last": True, "tag": " long channels last"}
+    yield from _conv1d("depthwise", dtype, (32, 512, 8192), (512, 1, 31), activation="gelu", **long)
     yield from _conv1d(
         "depthwise", dtype, (32, 33, 1021), (66, 1, 31), stride=2, activation="relu", tag=" odd"
     )

@@ -301,7 +301,8 @@ def channels_step(
         return None
     batch, channels, out_length = y.shape
     vector = _vector_width(x, y)
-    span = SPAN if stride == 1 else 1
+    # More taps than are taken at a time read the window several times: a longer one serves more.
+    span = 1 if stride > 1 else SPAN if taps <= BLOCK_K else 2 * SPAN
     runs = _runs(out_length, dilation, span)
     block_k = min(taps, BLOCK_K)
     tile = config or _channels_config(channels, 1024 if taps <= 4 else 512)

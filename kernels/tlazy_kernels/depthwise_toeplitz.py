@@ -290,7 +290,12 @@ def _depthwise_toeplitz_grad_weight_kernel(
         here = (within >= 0) & (within < BLOCK)
         met = tl.gather(sums[chunk], tl.where(here, within, 0), axis=1)
         total += tl.sum(tl.where(here, met, 0.0), axis=0)
-    if tl.max(((total != total) & (tap < TAPS)).to(tl.int32), axis=0) > 0:
+    place = out_ptr + (part * channels + channel) * TAPS + tap
+    tl.store(place, total.to(out_ptr.dtype.element_ty), mask=tap < TAPS)
+    # Read back: Triton 3.6 cannot compile for sm_100 what asks the sums themselves.
+    tl.debug_barrier()
+    stored = tl.load(place, mask=tap < TAPS, other=0.0)
+    if tl.max((stored != stored).to(tl.int32), axis=0) > 0:
         for k in range(TAPS):
             acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
             for row in range(start, stop, BLOCK):
@@ -306,8 +311,7 @@ def _depthwise_toeplitz_grad_weight_kernel(
                 x = tl.load(x_row + batch * stride_xn * VECTOR + source, mask=exists, other=0.0)
                 acc += grad.to(tl.float32) * x.to(tl.float32)
             total = tl.where(tap == k, tl.sum(tl.sum(acc, axis=1), axis=0), total)
-    place = out_ptr + (part * channels + channel) * TAPS + tap
-    tl.store(place, total.to(out_ptr.dtype.element_ty), mask=tap < TAPS)
+        tl.store(place, total.to(out_ptr.dtype.element_ty), mask=tap < TAPS)
 
 
 def toeplitz_step(

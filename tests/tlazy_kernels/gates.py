@@ -35,7 +35,7 @@ WITHOUT_A_LOOP = frozenset({"_first_layer_kernel"})
 NARROW_LOADS = {
     "_matmul_kernel": 0,
     "_epilogue_backward_kernel": 0,
-    "_conv1d_tiled_kernel": 0,
+    "_conv1d_tiled_kernel": 4,  # the bias, in tiles of 16 filters
     "_grad_weight_tiled_kernel": 0,
     "_copy_kernel": 16,  # weights, whose taps lie side by side
     "_conv1d_gather_kernel": 48,  # the samples and the weight, both as above
@@ -45,12 +45,12 @@ NARROW_LOADS = {
     # The weight's 4 taps, which lie side by side, and the bias, for each of 2 channels of a thread.
     "_depthwise_time_kernel": 10,
     "_depthwise_time_backward_kernel": 8,
-    # The same; wavefronts of 64 threads hold no more of them, but each is loaded by all.
+    # AMD's threads each load 4 taps of their 4 or 2 channels; NVIDIA's share them out.
     "_depthwise_channels_kernel": 16,
     "_depthwise_channels_backward_kernel": 8,
     # The matrix, once a program; in the path by taps the samples.
     "_depthwise_toeplitz_kernel": 82,
-    "_depthwise_toeplitz_grad_weight_kernel": 64,  # that path's alone: samples and gradient
+    "_depthwise_toeplitz_grad_weight_kernel": 66,  # in that path, samples and gradient; the sums
     "_first_layer_kernel": 32,  # samples of all taps, gathered once a program, and the weight
     "_first_layer_grad_weight_kernel": 16,  # the samples
 }
