@@ -86,19 +86,22 @@ def grad_weight_config(
 
 
 def _tiles(target: Target, cols: int, depth: int, itemsize: int) -> Iterator[TileConfig]:
-    """Tiles of 64 rows or more, which the matrix units of NVIDIA's newer devices take, and as many
-    stages as fit. Where threads copy tiles, or split fp32, larger ones leave too few registers."""
-    widest = 64 if itemsize == 4 and not target.copies_tiles else 256
+    """Tiles of as many rows as the matrix units take at once (Hopper 64, Blackwell 128) or more,
+    and as many stages as fit. Where threads copy tiles, larger ones leave too few registers."""
+    blackwell = target.gpu.backend == "cuda" and target.gpu.arch >= 100
+    widest = 256 if target.copies_tiles else 256 // itemsize
     largest = 128 * 256 if target.copies_tiles else 128 * 128
     if itemsize == 4:
         largest = 128 * 128 if target.copies_tiles else 64 * 64
     deep = min(32 if itemsize == 4 else 64, max(16, 1 << (depth - 1).bit_length()))
-    for block_rows in (128, 64):
+    for block_rows in (128,) if blackwell else (128, 64):
         for block_cols in (256, 128, 64, 32, 16):
             area = block_rows * block_cols
-            if block_cols > min(widest, 2 * max(cols, 16) - 1) or area > largest:
+            # One warp group computes 64 rows; in float32 it has registers for 128 columns.
+            most = widest if block_rows == 128 else min(widest, 512 // itemsize)
+            if block_cols > min(most, 2 * max(cols, 16) - 1) or area > largest:
                 continue
-            warps = 8 if area * itemsize > 128 * 64 * 2 else 4
+            warps = 8 if block_rows == 128 and area * itemsize > 128 * 64 * 2 else 4
             tile = TileConfig(block_rows, block_cols, deep, num_warps=warps, num_stages=4)
             while tile.num_stages > 2 and tile.staged_bytes(itemsize, target) > (
                 target.shared_limit // (1 if area > 128 * 128 else 2)

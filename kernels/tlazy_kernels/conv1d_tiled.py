@@ -51,6 +51,7 @@ def rows_of(
     UNIT: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
     stride_n, stride_g, stride_t = stride_n * UNIT, stride_g * UNIT, stride_t * UNIT
     if CHANNELS_LAST:
+        channels = tl.cdiv(channels, UNIT) * UNIT  # as many in memory; a copy has zeros there
         tensor = tl.make_tensor_descriptor(
             ptr,
             [batch, rows, STEP, groups, channels],
@@ -193,7 +194,7 @@ def _conv1d_tiled_kernel(
     UNIT: tl.constexpr = 128 // weight_ptr.dtype.element_ty.primitive_bitwidth
     weight = tl.make_tensor_descriptor(
         weight_ptr,
-        [taps, groups, F, C],
+        [taps, groups, F, tl.cdiv(C, UNIT) * UNIT],
         [stride_wk * UNIT, stride_wg * UNIT, stride_wf * UNIT, 1],
         [1, 1, BLOCK_F, BLOCK_C],
     )
@@ -416,13 +417,13 @@ def _packed(
     sizes = groups, filters, contracted, taps
     strides = in_units(weight, (stride_k, taps), (stride_g, groups), (stride_f, filters))
     aligned = weight.data_ptr() % UNIT_BYTES == 0
-    if strides and aligned and (stride_c == 1 or contracted == 1):
-        return [], [], 1, strides
     unit = UNIT_BYTES // weight.element_size()
+    if strides and aligned and stride_c == 1 and contracted % unit == 0:
+        return [], [], 1, strides
     row = triton.cdiv(contracted, unit) * unit
     buffer = Buffer((taps, groups, filters, row), weight.dtype)
     target = groups * filters * row, filters * row, row
     strides = tuple(stride // unit for stride in target)
     source = stride_g, stride_f, stride_c, stride_k
-    step = copy_step(1, place, sizes, source, (target[1], target[2], 1, target[0]))
+    step = copy_step(1, place, sizes, row, source, (target[1], target[2], 1, target[0]))
     return [buffer], [step], place, strides

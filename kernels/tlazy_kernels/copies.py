@@ -21,12 +21,13 @@ def _copy_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[st
 
 @triton.jit(launch_metadata=_copy_metadata)
 def _copy_kernel(
-    source_ptr,  # shape (size0, size1, size2, size3)
-    target_ptr,  # same shape
+    source_ptr,  # shape (size0, size1, filled, size3)
+    target_ptr,  # shape (size0, size1, size2, size3); zeros from row `filled` on
     size0,
     size1,
     size2,
     size3,
+    filled,
     source0,
     source1,
     source2,
@@ -50,29 +51,33 @@ def _copy_kernel(
     target = first * target0 + second * target1
     source += (row * source2)[:, None] + (column * source3)[None, :]
     target += (row * target2)[:, None] + (column * target3)[None, :]
-    tl.store(target_ptr + target, tl.load(source_ptr + source, mask=mask), mask=mask)
+    copied = tl.load(source_ptr + source, mask=mask & (row < filled)[:, None], other=0.0)
+    tl.store(target_ptr + target, copied, mask=mask)
 
 
 def copy_step(
     source: int,
     target: int,
     sizes: tuple[int, int, int, int],
+    padded: int,
     source_strides: tuple[int, int, int, int],
     target_strides: tuple[int, int, int, int],
 ) -> Step:
     """Copy a plan's tensor `source` to `target`, both seen with these sizes and strides.
+
+    The target's third dimension has size `padded`; zeros follow what is copied.
 
     A program copies a tile of the last two dimensions: of those one should be contiguous in the
     source, one in the target.
     """
     columns = min(64, triton.next_power_of_2(sizes[3]))
     rows = min(4096 // columns, triton.next_power_of_2(sizes[2]))
-    tiles = triton.cdiv(sizes[2], rows) * triton.cdiv(sizes[3], columns)
+    tiles = triton.cdiv(padded, rows) * triton.cdiv(sizes[3], columns)
     return Step(
         _copy_kernel,
         (math.prod(sizes[:2]) * tiles,),
         (source, target),
-        (*sizes, *source_strides, *target_strides),
+        (*sizes[:2], padded, sizes[3], sizes[2], *source_strides, *target_strides),
         {"BLOCK_R": rows, "BLOCK_C": columns},
         num_warps=4,
     )
@@ -103,6 +108,7 @@ def tiled_copy(x: Tensor, groups: int, source: int, target: int) -> tuple[Buffer
         source,
         target,
         (batch, groups, group, length),
+        units * unit,
         (stride_n, group * stride_c, stride_c, stride_l),
         (length * row, units * unit, 1, row),
     )
