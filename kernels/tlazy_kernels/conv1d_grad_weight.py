@@ -34,8 +34,8 @@ from tlazy_kernels.targets import Target
 
 
 def _grad_weight_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    batch, _, out_length = args["grad_ptr"].shape
-    flops = 2 * batch * out_length * args["groups"] * args["F"] * args["C"] * args["taps"]
+    rows = args["rows"] if "rows" in args else args["batch"] * args["out_length"]
+    flops = 2 * rows * args["groups"] * args["F"] * args["C"] * args["taps"]
     sizes = " ".join(f"{size}={args[size]}" for size in ("out_length", "C", "F", "taps"))
     return metadata(f"{kernel.name} [{sizes}]", flops, args, "grad_ptr", "x_ptr", "out_ptr")
 

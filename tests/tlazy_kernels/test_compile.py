@@ -133,10 +133,15 @@ def test_each_launcher_moves_at_most_5_percent_more_than_the_least_bytes():
     """As its launches declare, plus what PyTorch's operators move to sum up partial sums.
 
     Those come to at most TARGET_PROGRAMS tiles of 32 KiB, written and read, whatever the sizes:
-    at these sizes less than 5 %, beside small operands more.
+    at these sizes less than 5 %, beside small operands more. Where threads copy tiles, samples that
+    are neighbours cost more to gather than to transpose first: once more read and written.
     """
     for row in representative():
-        assert row.least_bytes <= row.bytes <= 1.05 * row.least_bytes, text([row])
+        transposed = row.name.startswith(("conv1d", "conv_transpose1d")) and not (
+            TARGETS[row.target].copies_tiles or "channels last" in row.name
+        )
+        most = 1.05 + 2 * transposed
+        assert row.least_bytes <= row.bytes <= most * row.least_bytes, text([row])
 
 
 def test_each_launch_declares_the_arithmetic_that_the_operation_needs():
