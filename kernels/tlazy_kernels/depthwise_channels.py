@@ -169,8 +169,8 @@ def _depthwise_channels_backward_kernel(
     x_ptr,  # shape (N, channels, length), channels side by side; unread unless NEEDS_WEIGHT
     weight_ptr,  # shape (channels, 1, taps); unread unless NEEDS_X
     grad_x_ptr,  # shape and strides as x; unwritten unless NEEDS_X
-    grad_weight_ptr,  # partial sums or their sum, dense, shape ((splits, channels, TAPS))
-    grad_bias_ptr,  # partial sums or their sum, dense, shape ((splits, channels))
+    grad_weight_ptr,  # partial sums or their sum, dense, shape (splits, channels, taps)
+    grad_bias_ptr,  # partial sums or their sum, dense, shape (splits, channels)
     lanes,  # N * runs
     runs,  # lanes of a sample
     channel_vectors,  # channels / VECTOR

@@ -155,8 +155,8 @@ def _depthwise_time_backward_kernel(
     x_ptr,  # shape (N, channels, vectors * VECTOR); unread unless NEEDS_WEIGHT
     weight_ptr,  # shape (channels, 1, taps); unread unless NEEDS_X
     grad_x_ptr,  # shape (N, channels, vectors * VECTOR); unwritten unless NEEDS_X
-    grad_weight_ptr,  # partial sums or their sum, dense, shape ((splits, channels, TAPS))
-    grad_bias_ptr,  # partial sums or their sum, dense, shape ((splits, channels))
+    grad_weight_ptr,  # partial sums or their sum, dense, shape (splits, channels, taps)
+    grad_bias_ptr,  # partial sums or their sum, dense, shape (splits, channels)
     batches,
     channels,
     taps,  # TAPS of them in each program; where there are more, for the weight gradient alone
