@@ -307,5 +307,6 @@ def test_a_dilation_may_reach_further_than_int32(groups, dtype, device):
     found = conv1d_grad_input(grad, weight, 5, *far)
     assert torch.equal(found, conv1d_grad_input(grad, last, 5, *near))
     found = conv1d_grad_weight(grad, x, 3, *far)
-    assert torch.equal(found[:, :, 2:], conv1d_grad_weight(grad, x, 1, *near))
+    expected = conv1d_grad_weight(grad, x, 1, *near)  # by another kernel, in another order
+    torch.testing.assert_close(found[:, :, 2:], expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
     assert (found[:, :, :2] == 0).all()
