@@ -31,6 +31,7 @@ from tlazy_kernels.first_layer import first_layer_step
 from tlazy_kernels.launch import Buffer, Plan, Step, launch
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
+from tlazy_kernels.tuned import tuned_convolution
 
 
 def conv1d_forward(
@@ -187,6 +188,8 @@ def _plan(
 ) -> Plan:
     if y.numel() == 0:
         return Plan((), (), ())
+    name = "conv1d_grad_input" if transposed else "conv1d_forward"
+    config = config or tuned_convolution(target, name, x, weight.shape, y.shape[2], geometry)
     tensors = (x, weight, bias, y, preactivation)
     if config is None and not transposed:
         step = first_layer_step(*tensors, geometry, activation=activation, precision=precision)

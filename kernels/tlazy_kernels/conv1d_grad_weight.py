@@ -31,6 +31,7 @@ from tlazy_kernels.layouts import Tiled
 from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.targets import Target
+from tlazy_kernels.tuned import tuned_convolution
 
 
 def _grad_weight_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,6 +205,9 @@ def _plan(
     out = Buffer(shape, grad.dtype)
     if 0 in shape:
         return Plan((out,), (), (0,))
+    config = config or tuned_convolution(
+        target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry
+    )
     if config is None:
         plan = first_layer_grad_weight(grad, x, shape, geometry, precision=precision)
         if plan is not None:

@@ -28,6 +28,7 @@ from tlazy_kernels.launch import Buffer, Plan, launch
 from tlazy_kernels.layouts import empty_like
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
+from tlazy_kernels.tuned import tuned_convolution
 
 # Filters of a channel from which on the way back to it is a matrix product.
 MANY_FILTERS = 16
@@ -66,6 +67,8 @@ def _plan_convolve(
 ) -> Plan:
     if y.numel() == 0:
         return Plan((), (), ())
+    name = "conv1d_grad_input" if transposed else "conv1d_forward"
+    config = config or tuned_convolution(target, name, x, weight.shape, y.shape[2], geometry)
     tensors = (x, weight, bias, y, preactivation)
     stride, (padding, _), dilation, groups = geometry
     if config is None and not transposed:
@@ -132,6 +135,9 @@ def _plan_correlate(
     """As the fused pass, of which it is a part: with the same inputs, two of them not there."""
     if 0 in shape:
         return Plan((Buffer(shape, grad.dtype),), (), (0,))
+    config = config or tuned_convolution(
+        target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry
+    )
     tensors = (grad, None, x, None, None)
     if config is None:
         one = first_layer_grad_weight(

@@ -143,6 +143,11 @@ def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) 
     return _execute(plan, inputs, device)
 
 
+def forget_plans() -> None:
+    """Plan each kind of call anew, as after a change of the tables of measured tiles."""
+    _plans.clear()
+
+
 def _remember(key: tuple, plan: Plan, x: Tensor | None) -> Plan:
     assert x is not None
     check_device(x)

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
 
 FOLDER = Path(__file__).with_name("tuned")
@@ -38,6 +39,21 @@ def tuned(
     if _asked is not None:
         _asked.append(key)
     return _tiles(target.name, os.environ.get(VARIABLE, "")).get(key)
+
+
+def tuned_convolution(
+    target: Target,
+    launcher: str,
+    first: torch.Tensor,
+    second: Sequence[int],
+    length: int,
+    geometry: Geometry,
+) -> TileConfig | None:
+    """As :func:`tuned`, for a convolution: its first tensor, the second's shape, the length of its
+    result or source, and its geometry."""
+    stride, padding, dilation, groups = geometry
+    sizes = (*first.shape, *second, length, stride, *padding, dilation, groups)
+    return tuned(target, launcher, first.dtype, sizes)
 
 
 @contextmanager

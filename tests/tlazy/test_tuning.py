@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from tlazy.bench import measuring, tuning
 from tlazy.bench.operations import Conv1d, Linear
 from tlazy.bench.suites import Problem, depthwise
 from tlazy.errors import UserError
-from tlazy_kernels import linear
+from tlazy_kernels import launch, linear, tuned
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.environment import INTERPRETED
+from tlazy_kernels.targets import STAND_IN
 
 CPU = torch.device("cpu")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs the launchers in the interpreter")
@@ -87,6 +89,26 @@ def test_the_table_holds_the_best_tile_of_every_launcher(tmp_path):
     for entry in table["entries"]:
         assert entry["median_us"] < entry["default_us"]
         TileConfig(**entry["config"])
+
+
+@interpreted
+def test_a_table_that_is_named_gives_the_launcher_its_tile(tmp_path, monkeypatch):
+    path = tmp_path / "tiles.json"
+    tuning.tune([problem()], CPU, path, timer=Counting(100, -1))
+    table = json.loads(path.read_text())
+    target = replace(STAND_IN, name=table["device"])
+    monkeypatch.setattr(launch, "target_of", lambda device: target)
+    monkeypatch.setenv(tuned.VARIABLE, str(path))
+    for entry in table["entries"]:
+        sizes = [int(size) for size in entry["key"].split()[2:]]
+        assert tuned.tuned(target, entry["launcher"], torch.float32, sizes) == TileConfig(
+            **entry["config"]
+        )
+    launch.forget_plans()
+    linear.linear_forward(torch.ones(20, 16), torch.ones(12, 16), activation="gelu")
+    (plan,) = launch._plans.values()
+    assert plan.steps[0].constants["BLOCK_N"] == 16
+    launch.forget_plans()
 
 
 @interpreted

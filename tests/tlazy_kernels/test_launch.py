@@ -13,6 +13,7 @@ import torch
 from tests.tlazy_kernels.agreement import random
 from tlazy_kernels import launch, linear, tuned
 from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.linear import linear_forward
 from tlazy_kernels.targets import STAND_IN
 
@@ -222,3 +223,17 @@ def test_a_file_that_is_no_table_is_named(text, device_with_a_table, plans, x, t
     with pytest.raises(ValueError, match=r"tiles\.json is not a table of tiles"):
         linear_forward(x, x)
     assert plans == {}
+
+
+def test_every_launcher_with_tiles_looks_for_measured_ones(plans, x):
+    signal = x.unsqueeze(0)
+    for groups in (1, 32):
+        weight = random(32, 32 // groups, 3, dtype=x.dtype, device=x.device)
+        settings = (1, (1, 1), 1, groups)
+        with tuned.asked() as keys:
+            conv1d_forward(signal, weight, None, *settings)
+            conv1d_grad_input(signal, weight, 32, *settings)
+            conv1d_grad_weight(signal, signal, 3, *settings)
+        sizes = f"1 32 32 32 {32 // groups} 3 32 1 1 1 1 {groups}"
+        names = ("conv1d_forward", "conv1d_grad_input", "conv1d_grad_weight")
+        assert keys == [f"{name} float32 {sizes}" for name in names]

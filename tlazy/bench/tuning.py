@@ -3,7 +3,9 @@
 The table: ``{"format": 1, "device": name, "versions": {...}, "entries": [...]}``, an entry for each
 (launcher, shape, dtype, activation, layout) with the fields of the best ``TileConfig`` under
 ``"config"`` (null where the launcher's own choice is best), its ``"median_us"``, and
-``"default_us"``, what the launcher's own choice takes in the same run.
+``"default_us"``, what the launcher's own choice takes in the same run. ``"key"`` is what the
+launcher looks its tile up by: a table that TLAZY_TILES names is used from then on, as
+``tlazy_kernels.tuned`` says.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from tlazy.bench.timing import Sampler, Timer, own_stream, settle_for, summarize
 from tlazy.errors import UserError
 from tlazy.files import replacing
 from tlazy.nn.functional import causal_padding
-from tlazy_kernels import conv1d, linear, reference
+from tlazy_kernels import conv1d, launch, linear, reference, tuned
 from tlazy_kernels.configs import TileConfig
 
 FORMAT = 1
@@ -41,6 +43,7 @@ SEEDS = tuple(
     TileConfig(*sizes)
     for sizes in (
         (128, 256, 64, 8, 3),
+        (128, 256, 64, 4, 3, True),
         (128, 128, 64, 8, 3),
         (128, 128, 32, 4, 3),
         (64, 128, 64, 4, 4),
@@ -242,7 +245,9 @@ def _search_one(
         sample = sampler(config)
         return None if sample is None else summarize(sample(SECONDS_EACH)).median
 
-    own = sampler(None)
+    launch.forget_plans()
+    with tuned.asked() as keys:
+        own = sampler(None)
     if own is None:
         return None
     seeds = DEPTHWISE_SEEDS if operation.op == "depthwise" else SEEDS
@@ -250,6 +255,7 @@ def _search_one(
     best = sorted(times, key=lambda config: times[config])[:FINALISTS]
     return {
         "launcher": launcher.name,
+        "key": keys[0],
         "problem": problem.name,
         "shape": operation.shape(),
         "dtype": str(problem.dtype).removeprefix("torch."),
