@@ -17,11 +17,13 @@ from torch import Tensor
 from tlazy_kernels.configs import TileConfig, dot_config, split_rows
 from tlazy_kernels.conv1d_configs import grad_weight_config, series_in_tile
 from tlazy_kernels.conv1d_tiled import (
+    columns_of,
     filter_blocks,
     fits_tiles,
     load_rows,
     readable_tiles,
     rows_of,
+    subtiles,
 )
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.environment import dot_precision
@@ -66,6 +68,7 @@ def _grad_weight_tiled_kernel(
     GRAD_CHANNELS_LAST: tl.constexpr,
     X_CHANNELS_LAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    SUBTILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -106,13 +109,15 @@ def _grad_weight_tiled_kernel(
         )
         acc = tl.dot(g.T, read, acc, input_precision=PRECISION)
     filters = f + tl.arange(0, BLOCK_F)
-    channels = c + tl.arange(0, BLOCK_C)
     out_row = (part.to(tl.int64) * groups + group) * F + filters
-    tl.store(
-        out_ptr + ((out_row * C)[:, None] + channels[None, :]) * taps + tap,
-        acc.to(out_ptr.dtype.element_ty),
-        mask=(filters < F)[:, None] & (channels < C)[None, :],
-    )
+    for i in tl.static_range(SUBTILES):
+        total = columns_of(acc, i, SUBTILES)
+        channels = c + i * (BLOCK_C // SUBTILES) + tl.arange(0, BLOCK_C // SUBTILES)
+        tl.store(
+            out_ptr + ((out_row * C)[:, None] + channels[None, :]) * taps + tap,
+            total.to(out_ptr.dtype.element_ty),
+            mask=(filters < F)[:, None] & (channels < C)[None, :],
+        )
 
 
 @triton.jit(launch_metadata=_grad_weight_metadata)
@@ -312,6 +317,7 @@ def _tiled_step(
             "GRAD_CHANNELS_LAST": tiled_grad.channels_last,
             "X_CHANNELS_LAST": tiled_x.channels_last,
             "PRECISION": precision,
+            "SUBTILES": subtiles(config),
             "BLOCK_N": block_n,
             "BLOCK_L": block_l,
             "BLOCK_F": config.rows,

@@ -256,7 +256,7 @@ def _conv1d_tiled_kernel(
         exists = (series < batch) & (position < out_length)
         target = series * stride_yn + position * stride_yl
         for part in tl.static_range(SUBTILES):
-            z = _columns(acc, part, SUBTILES)
+            z = columns_of(acc, part, SUBTILES)
             filters = f + part * (BLOCK_F // SUBTILES) + tl.arange(0, BLOCK_F // SUBTILES)
             channel = group.to(tl.int64) * F + filters
             if HAS_BIAS:
@@ -272,14 +272,14 @@ def _conv1d_tiled_kernel(
 
 
 @triton.jit
-def _columns(x, part: tl.constexpr, PARTS: tl.constexpr):
+def columns_of(x, part: tl.constexpr, PARTS: tl.constexpr):
     """That part of the columns of x. An epilogue of whole large tiles would need more registers."""
     if PARTS == 1:
         found = x
     else:
         halves: tl.constexpr = PARTS // 2
         split = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
-        found = _columns(split[part // halves], part % halves, halves)
+        found = columns_of(split[part // halves], part % halves, halves)
     return found
 
 
@@ -299,6 +299,11 @@ def readable_tiles(target: Target, x: Tensor, groups: int, step: int) -> Tiled |
     if tiled is None or tiled.channels_last:
         return tiled
     return tiled if step == 1 and target.copies_tiles and layouts.ANY_START else None
+
+
+def subtiles(config: TileConfig) -> int:
+    """Parts of a tile's columns to store one after another: 16 elements of each of 32 threads."""
+    return max(1, config.rows * config.cols // (16 * config.num_warps * 32))
 
 
 def filter_blocks(filters: int) -> int:
@@ -382,7 +387,7 @@ def tiled_steps(
             "HAS_BIAS": bias is not None,
             "SAVE_PREACTIVATION": preactivation is not None,
             "PRECISION": precision,
-            "SUBTILES": max(1, config.rows * config.cols // (16 * config.num_warps * 32)),
+            "SUBTILES": subtiles(config),
             "BLOCK_N": block_n,
             "BLOCK_L": block_l,
             "BLOCK_F": config.cols,
