@@ -49,7 +49,9 @@ def rows_of(
     Strides are in units of 16 bytes, which lets the compiler know that addresses are aligned.
     """
     UNIT: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
-    stride_n, stride_g, stride_t = stride_n * UNIT, stride_g * UNIT, stride_t * UNIT
+    stride_n = tl.cast(stride_n, tl.int64) * UNIT
+    stride_g = tl.cast(stride_g, tl.int64) * UNIT
+    stride_t = tl.cast(stride_t, tl.int64) * UNIT
     if CHANNELS_LAST:
         channels = tl.cdiv(channels, UNIT) * UNIT  # as many in memory; a copy has zeros there
         tensor = tl.make_tensor_descriptor(
@@ -195,7 +197,12 @@ def _conv1d_tiled_kernel(
     weight = tl.make_tensor_descriptor(
         weight_ptr,
         [taps, groups, F, tl.cdiv(C, UNIT) * UNIT],
-        [stride_wk * UNIT, stride_wg * UNIT, stride_wf * UNIT, 1],
+        [
+            tl.cast(stride_wk, tl.int64) * UNIT,
+            tl.cast(stride_wg, tl.int64) * UNIT,
+            tl.cast(stride_wf, tl.int64) * UNIT,
+            1,
+        ],
         [1, 1, BLOCK_F, BLOCK_C],
     )
     if X_STEP == 1:

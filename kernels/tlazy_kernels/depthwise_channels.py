@@ -218,7 +218,7 @@ def _depthwise_channels_backward_kernel(
         weight_sums += (tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32),)
     start = split * steps_per_split * BLOCK_R
     for step in range(start, tl.minimum(start + steps_per_split * BLOCK_R, lanes), BLOCK_R):
-        lane = step + tl.arange(0, BLOCK_R)
+        lane = step + tl.arange(0, BLOCK_R).to(tl.int64)
         batch, first = _place(lane, runs, dilation, SPAN)
         present = lane < lanes
         # The window, from the last tap's output on: sample s met tap k for its output
@@ -230,7 +230,7 @@ def _depthwise_channels_backward_kernel(
         window = ()
         seen = ()
         for t in tl.static_range(SPAN + TAPS - 1):
-            further = (t - (TAPS - 1)) * dilation
+            further = (t - (TAPS - 1)) * tl.cast(dilation, tl.int64)
             target = first + padding + further
             exists = present & (target >= 0) & (target < out_length)
             vector = grad_start + further * stride_gl

@@ -91,7 +91,7 @@ def _by_taps(
             x_row + (block // blocks * stride_xn * VECTOR)[:, None] + source, mask=exists, other=0.0
         )
         tap = TAPS - 1 - k if FLIPPED else k
-        w = tl.load(weight_row + tap * stride_wk).to(tl.float32)
+        w = tl.load(weight_row + tl.cast(tap, tl.int64) * stride_wk).to(tl.float32)
         acc = tl.where(exists, acc + x.to(tl.float32) * w, acc)
     return acc
 
@@ -166,7 +166,8 @@ def _depthwise_toeplitz_kernel(
         lag = sample - REST - tl.arange(0, BLOCK)[None, :]
         tap = TAPS - 1 - lag // DILATION if FLIPPED else lag // DILATION
         mask = (lag >= 0) & (lag % DILATION == 0) & (lag // DILATION < TAPS)
-        matrices += (tl.load(weight_row + tap * stride_wk, mask=mask, other=0.0),)
+        place = weight_row + tap.to(tl.int64) * stride_wk
+        matrices += (tl.load(place, mask=mask, other=0.0),)
     bias = 0.0
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channel * stride_bias).to(tl.float32)
@@ -334,7 +335,7 @@ def toeplitz_step(
     """
     vector = vector_width(x, y)
     chunks = _chunks(x, y, weight.shape[2], stride, padding, dilation, vector)
-    if chunks is None or weight.stride(2) * weight.shape[2] >= 2**31:
+    if chunks is None:
         return None
     batch, channels, out_length = y.shape
     blocks = -(-out_length // BLOCK)

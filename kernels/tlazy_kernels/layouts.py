@@ -40,6 +40,7 @@ class Tiled(NamedTuple):
 def is_channels_last(x: Tensor) -> bool:
     """Whether x, of shape (N, C, L), has its channels as neighbours in memory.
 
+    >>> import torch
     >>> is_channels_last(torch.empty(2, 100, 3).transpose(1, 2))
     True
     """

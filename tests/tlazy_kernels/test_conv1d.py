@@ -282,6 +282,21 @@ def test_elements_beyond_two_billion_are_found(groups, dtype, device, vast):
         torch.testing.assert_close(call(*far), call(x, grad), rtol=0, atol=0)
 
 
+def test_series_may_lie_apart_further_than_int32_reaches(dtype, device, vast):
+    """Where tiles are read in place: series 1 starts 2**31 elements behind series 0."""
+    case = Convolution(3, 8, 8, 9, 3, padding=(1, 1))
+    x, weight, bias, grad = case.operands(dtype, device)
+    far_x, far_grad = (vast(t.mT.contiguous()).mT[::2] for t in (x, grad))
+    calls = (
+        lambda x, grad: conv1d_forward(x, weight, bias, *case.settings)[0],
+        lambda x, grad: conv1d_grad_input(grad, weight, 9, *case.settings),
+        lambda x, grad: conv1d_grad_weight(grad, x, 3, *case.settings),
+    )
+    near = channels_last(x[::2]), channels_last(grad[::2])
+    for call in calls:
+        torch.testing.assert_close(call(far_x, far_grad), call(*near), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("groups", [1, 3], ids=["dense", "depthwise"])
 def test_a_filter_may_lie_apart_further_than_int32_reaches(groups, dtype, device, vast):
     """Tap 2 lies 2**31 elements behind tap 0."""

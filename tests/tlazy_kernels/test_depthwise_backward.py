@@ -92,6 +92,18 @@ def test_a_gradient_of_stride_zero_is_read_as_it_is(dtype, device):
     assert_backward_agrees(case, (grad, saved, x, weight), "relu")
 
 
+def test_positions_may_lie_apart_further_than_int32_reaches(dtype, device, vast):
+    """Position 2 lies 2**31 elements behind position 0, of which it is one dilation away."""
+    case = Convolution(2, 3, 3, 3, 2, padding=(2, 0), dilation=2, groups=3)
+    grad, _, x, weight = operands(case, dtype, device)
+    sizes = (case.length, case.taps, *case.settings)
+    far = (vast(t.permute(2, 0, 1)).permute(1, 2, 0) for t in (grad, x))
+    found = depthwise_backward(next(far), None, next(far), weight, *sizes, config=SMALL)
+    near = channels_last(grad), None, channels_last(x), weight
+    expected = depthwise_backward(*near, *sizes, config=SMALL)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("lies", [torch.clone, channels_last], ids=["NCL", "NLC"])
 def test_infinite_values_beside_padding_leave_it_out(lies, dtype, device):
     """As in the separate launchers: what does not exist is no 0 to multiply with."""
