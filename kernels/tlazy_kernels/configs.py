@@ -29,21 +29,28 @@ class TileConfig:
     num_stages: int = 2
     specialized: bool = False
 
+    @property
+    def subtiles(self) -> int:
+        """Column parts that the result is stored in; a wide tile at once would spill."""
+        return 2 if self.cols >= 128 else 1
+
     def staged_bytes(self, itemsize: int, target: Target) -> int:
-        """Shared memory of the operands' tiles. Where registers or threads copy them, the tile of
-        the last stage is still on its way there."""
+        """Shared memory of the operands' tiles. Where threads copy them, the tile of the last stage
+        is still on its way there."""
         stages = self.num_stages if target.copies_tiles else self.num_stages - 1
         return stages * (self.rows + self.cols) * self.depth * itemsize
 
-    def shared_bytes(self, itemsize: int, target: Target) -> int:
-        """Shared memory at most: the operands', and on its way out half a tile in fp32."""
-        return self.staged_bytes(itemsize, target) + 2 * self.rows * self.cols
+    def shared_bytes(self, itemsize: int, target: Target, out_itemsize: int = 4) -> int:
+        """Shared memory: the operands', and on NVIDIA a part of the result on its way out."""
+        leaving = self.rows * self.cols * out_itemsize // self.subtiles
+        leaves = target.gpu.backend == "cuda"
+        return self.staged_bytes(itemsize, target) + leaves * leaving
 
-    def programs(self, itemsize: int, target: Target) -> int:
+    def programs(self, itemsize: int, target: Target, out_itemsize: int = 4) -> int:
         """Programs that fit on one processor at once: by shared memory and the accumulator."""
+        held = self.shared_bytes(itemsize, target, out_itemsize) + target.shared_reserved + 512
         registers = self.rows * self.cols + 64 * target.gpu.warp_size * self.num_warps
-        by_memory = target.shared // self.shared_bytes(itemsize, target)
-        return max(1, min(by_memory, target.registers // registers, 4))
+        return max(1, min(target.shared // held, target.registers // registers, 4))
 
 
 def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
@@ -65,24 +72,34 @@ def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
     )
 
 
-def pointwise_config(rows: int, channels: int, elements: int = 2048) -> TileConfig:
+def pointwise_config(
+    rows: int, channels: int, elements: int = 2048, widest: int = 32
+) -> TileConfig:
     """The tile, of that many `elements`, for a pass over (rows, channels); nothing is contracted.
 
     A thread of 4 warps has 16 of 2048 elements, two 16-byte loads of 16 bits. Kernels that load
     them one by one keep an address for each, and take half as many.
+
+    Args:
+        widest: most columns of a tile.
     """
-    cols = _tile(channels, 32)
+    cols = _tile(channels, widest)
     return TileConfig(rows=_tile(rows, elements // cols), cols=cols, depth=1)
 
 
-def split_rows(rows: int, tiles: int, step: int) -> tuple[int, int]:
+def split_rows(
+    rows: int, tiles: int, step: int, programs: int = TARGET_PROGRAMS
+) -> tuple[int, int]:
     """Split a reduction over `rows`, taken `step` rows at a time, that `tiles` programs share.
+
+    Args:
+        programs: how many there shall be about, all in all.
 
     Returns:
         (splits, rows in each): at least one split, of a multiple of `step` rows.
     """
     steps = max(1, _ceil_div(rows, step))
-    wanted = max(1, min(TARGET_PROGRAMS // max(tiles, 1), steps // 4))
+    wanted = max(1, min(programs // max(tiles, 1), steps // 4))
     rows_per_split = _ceil_div(steps, wanted) * step
     return max(1, _ceil_div(rows, rows_per_split)), rows_per_split
 
@@ -116,6 +133,7 @@ class Split(NamedTuple):
 _HALF_TILES = (
     TileConfig(128, 256, 64, num_warps=8, num_stages=3),
     TileConfig(128, 128, 64, num_warps=8, num_stages=4),
+    TileConfig(128, 128, 64, num_warps=8, num_stages=3),
     TileConfig(128, 128, 64, num_warps=8, num_stages=2),
     TileConfig(128, 64, 64, num_warps=4, num_stages=4),
     TileConfig(64, 128, 64, num_warps=4, num_stages=4),
@@ -124,6 +142,7 @@ _HALF_TILES = (
     TileConfig(64, 32, 64, num_warps=4, num_stages=6),
     TileConfig(64, 32, 64, num_warps=4, num_stages=2),
 )
+_SPILLS_WHERE_THREADS_COPY = TileConfig(128, 128, 64, num_warps=8, num_stages=3)
 _HALF_POINTER_TILES = (
     TileConfig(128, 64, 32, num_warps=8, num_stages=2),
     TileConfig(64, 128, 32, num_warps=8, num_stages=2),
@@ -144,13 +163,15 @@ _SINGLE_TILES = (
 )
 
 # Cycles, rounded: of a load from memory; of a step's waiting and bookkeeping; of a program's start,
-# its first tiles' way and its last store; of a launch. And bytes that the L2 cache gives one
-# processor in a cycle.
+# its first tiles' way and its last store; of a launch. Bytes that the L2 cache gives one processor
+# in a cycle. And cycles of an activation's arithmetic an element, from its instructions on sm_90.
 _LATENCY = 800
 _STEP = 40
 _START = 2500
 _LAUNCH = 5000
 _CACHE_BYTES = 64
+_EPILOGUE = {None: 0.05, "relu": 0.06}
+_EPILOGUE_OTHERS = 0.3
 
 
 def split_contraction(
@@ -161,6 +182,7 @@ def split_contraction(
     precision: str,
     target: Target,
     *,
+    activation: str | None = None,
     described: bool = True,
     config: TileConfig | None = None,
 ) -> Split:
@@ -171,6 +193,7 @@ def split_contraction(
         itemsize: bytes of an operand's element.
         precision: of the dot, as ``environment.dot_precision``.
         target: to plan for.
+        activation: of the result.
         described: whether the operands are read by tensor descriptors, not by pointers.
         config: the tile, where it is not to be chosen.
     """
@@ -180,7 +203,11 @@ def split_contraction(
         for tile in tiles
         for depth in _depths(m, n, k, tile, target)
     ]
-    return min(candidates, key=lambda split: _cycles(m, n, k, itemsize, precision, target, split))
+    epilogue = _EPILOGUE.get(activation, _EPILOGUE_OTHERS)
+    return min(
+        candidates,
+        key=lambda split: _cycles(m, n, k, itemsize, precision, target, epilogue, split),
+    )
 
 
 def product_tiles(itemsize: int, target: Target, *, described: bool) -> list[TileConfig]:
@@ -196,24 +223,37 @@ def product_tiles(itemsize: int, target: Target, *, described: bool) -> list[Til
         tile
         for tile in (_HALF_TILES if itemsize < 4 else _SINGLE_TILES)
         if tile.rows * tile.cols <= largest
+        and (target.copies_tiles or tile != _SPILLS_WHERE_THREADS_COPY)
         and tile.shared_bytes(itemsize, target) <= target.shared_limit
     ]
 
 
 def _depths(m: int, n: int, k: int, tile: TileConfig, target: Target) -> list[int]:
-    """Depths of the parts to consider: no split, and one that fills the processors once."""
+    """Depths of the parts to consider: no split, and those that fill the processors once or twice.
+
+    Parts are as even as steps allow, and none is empty: each turns the same number of times.
+    """
     steps = max(1, _ceil_div(k, tile.depth))
     tiles = _ceil_div(m, tile.rows) * _ceil_div(n, tile.cols)
-    parts = max(1, min(target.processors // tiles, steps // 4))
-    return [steps * tile.depth, _ceil_div(steps, parts) * tile.depth]
+    parts = {1, *(waves * target.processors // tiles for waves in (1, 2))}
+    depths = {_ceil_div(steps, max(1, min(count, steps // 4))) * tile.depth for count in parts}
+    return sorted(depths, reverse=True)
 
 
-def step_cycles(tile: TileConfig, itemsize: int, precision: str, target: Target) -> float:
-    """Modelled cycles of one step of a tile's contraction, of which a processor may run several."""
+def step_cycles(
+    tile: TileConfig, itemsize: int, precision: str, target: Target, resident: int | None = None
+) -> float:
+    """Modelled cycles of one step of a tile's contraction, of which a processor may run several.
+
+    Args:
+        resident: programs on a processor; by default, as many as it holds.
+    """
     step_bytes = (tile.rows + tile.cols) * tile.depth * itemsize
-    in_flight = tile.programs(itemsize, target) * max(tile.num_stages - 1, 1) * step_bytes
+    resident = resident or tile.programs(itemsize, target)
+    in_flight = resident * max(tile.num_stages - 1, 1) * step_bytes
     rate = min(_CACHE_BYTES, in_flight / _LATENCY)
-    slowdown = {"ieee": 1, "tf32": 2, "tf32x3": 6}[precision]
+    exact = 8 if itemsize == 4 else 1
+    slowdown = {"ieee": exact, "tf32": 2, "tf32x3": 6}[precision]
     return _STEP + max(
         2 * max(tile.rows, 64) * tile.cols * tile.depth * slowdown / target.flops,
         step_bytes / rate,
@@ -221,16 +261,27 @@ def step_cycles(tile: TileConfig, itemsize: int, precision: str, target: Target)
 
 
 def _cycles(
-    m: int, n: int, k: int, itemsize: int, precision: str, target: Target, split: Split
+    m: int,
+    n: int,
+    k: int,
+    itemsize: int,
+    precision: str,
+    target: Target,
+    epilogue: float,
+    split: Split,
 ) -> float:
     """Modelled cycles of a product: the busiest processor's steps, each bound by the matrix units
-    or by what the cache and the bytes in flight let through; the start; the memory's least time."""
+    or by what the cache and the bytes in flight let through; the epilogues, which run beside
+    another program's steps where there is one; the start; the memory's least time."""
     tile, parts, depth = split
-    step = step_cycles(tile, itemsize, precision, target)
+    out_itemsize = itemsize if parts == 1 else 4
     programs = _ceil_div(m, tile.rows) * _ceil_div(n, tile.cols) * parts
-    store = tile.rows * tile.cols * (itemsize if parts == 1 else 4) / target.memory_bytes / 2
-    each = _ceil_div(depth, tile.depth) * step + store
-    busy = _ceil_div(programs, target.processors) * each + _START
+    in_turn = _ceil_div(programs, target.processors)
+    resident = min(tile.programs(itemsize, target, out_itemsize), in_turn)
+    step = step_cycles(tile, itemsize, precision, target, resident)
+    store = out_itemsize / target.memory_bytes / 2 + (epilogue if parts == 1 else 0.05)
+    each = _ceil_div(depth, tile.depth) * step + tile.rows * tile.cols * store / resident
+    busy = in_turn * each + _START
     least = (m * k + k * n + m * n) * itemsize / target.memory_bytes / target.processors
     total = max(busy, least)
     if parts > 1:

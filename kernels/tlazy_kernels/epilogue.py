@@ -130,19 +130,26 @@ def _plan(
     rows = outer * inner
     read = grad if saved is None else saved
     strides = strides_like(grad.shape, read)
-    g = Buffer((outer, channels, inner), grad.dtype, strides)
-    sums = Buffer((channels,), grad.dtype)
-    outputs = (0 if activation else None, 1 if bias else None)
-    if channels == 0 or not (activation or bias):
-        return Plan((g, sums), (), outputs)
-    config = config or pointwise_config(rows, channels)
+    buffers: list[Buffer] = []
+    if activation:
+        buffers.append(Buffer((outer, channels, inner), grad.dtype, strides))
+    if bias:
+        buffers.append(Buffer((channels,), grad.dtype))
+    g = 0 if activation else None
+    sums = len(buffers) - 1 if bias else None
+    if channels == 0 or not buffers:
+        return Plan(tuple(buffers), (), (g, sums))
+    # A wide tile where channels lie side by side; many programs, for their loads wait in turn.
+    config = config or pointwise_config(rows, channels, widest=128 if inner == 1 else 32)
     channel_blocks = -(-channels // config.cols)
-    parts, rows_per_part = split_rows(rows, channel_blocks, config.rows)
-    partial = Buffer((parts, channels), torch.float32)
+    programs = 8 * target.processors
+    parts, rows_per_part = split_rows(rows, channel_blocks, config.rows, programs)
+    partial, first = 2 + len(buffers), 2
+    buffers.append(Buffer((parts, channels), torch.float32))
     step = Step(
         _epilogue_backward_kernel,
         (channel_blocks, parts),
-        (0, 0 if saved is None else 1, 2, 4),
+        (0, 0 if saved is None else 1, first, partial),
         (rows, inner, channels, rows_per_part, *grad.stride(), *read.stride(), *strides),
         {
             "ACTIVATION": activation,
@@ -152,5 +159,7 @@ def _plan(
         },
         num_warps=config.num_warps,
     )
-    steps = (step, sum_step(partial, (channels,), 4, 3, 3)) if bias else (step,)
-    return Plan((g, sums, partial), steps, outputs)
+    if sums is None:
+        return Plan(tuple(buffers), (step,), (g, sums))
+    total = sum_step(buffers[-1], (channels,), partial, first + sums, first + sums)
+    return Plan(tuple(buffers), (step, total), (g, sums))

@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from tlazy_kernels.environment import check_device, dot_precision  # noqa: F401
+from tlazy_kernels.environment import check_device
 from tlazy_kernels.targets import target_of
 
 # Calls remembered. One is about 2 KiB; with variable-length inputs every length is one more.
@@ -46,7 +46,17 @@ class Step:
         options: how it is compiled, such as ``num_warps``.
     """
 
-    __slots__ = ("constants", "grid", "handle", "kernel", "options", "scalars", "tail", "tensors")
+    __slots__ = (
+        "constants",
+        "grid",
+        "handle",
+        "kernel",
+        "needs_scratch",
+        "options",
+        "scalars",
+        "tail",
+        "tensors",
+    )
 
     def __init__(
         self,
@@ -65,16 +75,21 @@ class Step:
         self.options = options
         self.tail = (*scalars, *constants.values())
         self.handle: CompiledKernel | None = None
+        self.needs_scratch = True  # until the compiled kernel tells
 
-    def run(self, tensors: Sequence[Tensor | None], stream: int) -> None:
+    def run(self, tensors: Sequence[Tensor | None], stream: int, *, profiled: bool) -> None:
+        """Launch on `stream`, the current one; where a profiler listens, by Triton's own way."""
         arguments = [tensors[i] for i in self.tensors]
         handle = self.handle
-        if handle is None or _profiled():
+        if self.needs_scratch:
+            triton.set_allocator(_allocate_scratch)
+        if handle is None or profiled:
             found = self.kernel[self.grid](
                 *arguments, *self.scalars, **self.constants, **self.options
             )
             if isinstance(found, CompiledKernel):  # neither the interpreter's nor a tool's
                 self.handle = found
+                self.needs_scratch = getattr(found.metadata, "global_scratch_size", 0) > 0
             return
         handle.run(
             *self.grid,
@@ -125,15 +140,7 @@ def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) 
         Exception: whatever the planner raises, before anything is allocated.
     """
     device = inputs[0].device  # type: ignore[union-attr]
-    key = (
-        planner,
-        settings,
-        device,
-        *[
-            x if x is None else (x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0)
-            for x in inputs
-        ],
-    )
+    key = (planner, settings, *[x if x is None else _description(x) for x in inputs])
     plan = _plans.get(key)
     if plan is None:
         plan = _remember(key, planner(target_of(device), *inputs, *settings), inputs[0])
@@ -141,6 +148,11 @@ def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) 
         with torch.cuda.device(device):
             return _execute(plan, inputs, device)
     return _execute(plan, inputs, device)
+
+
+def _description(x: Tensor) -> tuple:
+    """All of a tensor that a plan may depend on."""
+    return x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0, x.device
 
 
 def forget_plans() -> None:
@@ -167,11 +179,10 @@ def _execute(
         for buffer in plan.buffers
     ]
     if plan.steps:
-        triton.set_allocator(_allocate_scratch)
         stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
-        tensors = (*inputs, *buffers)
+        tensors, profiled = (*inputs, *buffers), _profiled()
         for step in plan.steps:
-            step.run(tensors, stream)
+            step.run(tensors, stream, profiled=profiled)
     return [None if i is None else buffers[i] for i in plan.outputs]
 
 
@@ -213,11 +224,3 @@ def metadata(name: str, flops: int, args: Mapping[str, Any], *touched: str) -> d
 def _distinct_elements(x: Tensor) -> int:
     """Elements in memory: a dimension of stride 0 has one."""
     return math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
-
-
-def sum_splits(partials: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The second stage of a split reduction: the sum over the first dimension, in `dtype`.
-
-    ``torch.sum`` adds in an order that the shape alone decides, so the result is deterministic.
-    """
-    return partials[0].to(dtype) if partials.shape[0] == 1 else partials.sum(0).to(dtype)

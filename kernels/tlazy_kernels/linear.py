@@ -11,7 +11,6 @@ from tlazy_kernels.launch import Plan, launch
 from tlazy_kernels.matmul import Operand, plan_product
 from tlazy_kernels.splits import Epilogue
 from tlazy_kernels.targets import Target
-from tlazy_kernels.tuned import tuned
 
 
 def linear_forward(
@@ -93,27 +92,24 @@ def _plan_forward(
     config: TileConfig | None,
 ) -> Plan:
     checks.linear_shape(x, weight, bias, activation)
-    config = config or tuned(target, "linear_forward", x.dtype, (*x.shape, *weight.shape))
     a, b = Operand.of(0, x), Operand.of(1, weight).t
     epilogue = Epilogue(None, 0, activation, save_preactivation)
     if bias is not None:
         epilogue = epilogue._replace(bias=2, bias_stride=bias.stride(0))
-    return plan_product(target, a, b, precision, 3, epilogue, config)
+    return plan_product(target, "linear_forward", a, b, precision, 3, epilogue, config)
 
 
 def _plan_grad_input(
     target: Target, grad: Tensor, weight: Tensor, precision: str, config: TileConfig | None
 ) -> Plan:
     checks.linear_grad_input_shape(grad, weight)
-    config = config or tuned(target, "linear_grad_input", grad.dtype, (*grad.shape, *weight.shape))
     a, b = Operand.of(0, grad), Operand.of(1, weight)
-    return plan_product(target, a, b, precision, 2, config=config)
+    return plan_product(target, "linear_grad_input", a, b, precision, 2, config=config)
 
 
 def _plan_grad_weight(
     target: Target, grad: Tensor, x: Tensor, precision: str, config: TileConfig | None
 ) -> Plan:
     checks.linear_grad_weight_shape(grad, x)
-    config = config or tuned(target, "linear_grad_weight", grad.dtype, (*grad.shape, *x.shape))
     a, b = Operand.of(0, grad).t, Operand.of(1, x)
-    return plan_product(target, a, b, precision, 2, config=config)
+    return plan_product(target, "linear_grad_weight", a, b, precision, 2, config=config)

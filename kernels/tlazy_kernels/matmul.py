@@ -1,10 +1,10 @@
 """The matrix product act(A @ B + bias) behind the linear layer's three launchers.
 
-Two kernels compute it. Where a unit of the device copies tiles (TMA), and sizes and strides are
-multiples of 16 bytes, a persistent kernel walks tiles through tensor descriptors; else a kernel
-of one tile a program reads by pointers, whatever the strides. Both take either operand with either
-of its dimensions contiguous. A contraction with too few tiles to fill the device is split, its
-partial sums added in a fixed order by splits.py.
+Two kernels compute it. Where sizes and strides are multiples of 16 bytes, a persistent kernel walks
+tiles through tensor descriptors, which a unit of its own copies on Hopper and Blackwell (TMA) and
+which become pointers elsewhere; else a kernel of one tile a program reads by pointers, whatever the
+strides. Both take either operand with either of its dimensions contiguous. A contraction with too
+few tiles to fill the device is split, its partial sums added in a fixed order by splits.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tlazy_kernels.configs import Split, TileConfig, split_contraction
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
 from tlazy_kernels.splits import PLAIN, Epilogue, sum_step
 from tlazy_kernels.targets import Target
+from tlazy_kernels.tuned import tuned
 
 
 def _matmul_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +61,12 @@ def _load_tile(matrix, row, column, TRANSPOSED: tl.constexpr):
     return matrix.load([column, row]).T if TRANSPOSED else matrix.load([row, column])
 
 
-@triton.jit(launch_metadata=_matmul_metadata)
+# These change with the number of rows, which must not mean a new compilation each time. M itself may
+# be a multiple of 16 or not: where descriptors become pointers, that decides how wide loads are.
+_VARYING = ["splits", "steps", "programs"]
+
+
+@triton.jit(launch_metadata=_matmul_metadata, do_not_specialize=_VARYING)
 def _matmul_descriptor_kernel(
     a_ptr,  # shape (M, K), one dimension contiguous
     b_ptr,  # shape (K, N), one dimension contiguous
@@ -71,7 +77,7 @@ def _matmul_descriptor_kernel(
     N,
     K,
     splits,
-    k_per_split,  # a multiple of BLOCK_K
+    steps,  # of BLOCK_K that each split takes
     stride_a,  # of the dimension that is not contiguous
     stride_b,
     stride_bias,
@@ -82,6 +88,7 @@ def _matmul_descriptor_kernel(
     HAS_BIAS: tl.constexpr,
     SAVE_PREACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    FUSED: tl.constexpr,
     SPECIALIZED: tl.constexpr,
     SUBTILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -98,21 +105,24 @@ def _matmul_descriptor_kernel(
         preactivation = _described(preactivation_ptr, M, N, N, False, BLOCK_M, part)
     column_blocks = tl.cdiv(N, BLOCK_N)
     tiles = row_blocks * column_blocks
+    # The loops become one, so that a tile's first loads fly while the last one's epilogue runs. For
+    # that the inner one must turn the same number of times in every tile, and at least once.
+    if FUSED:
+        tl.assume(steps > 0)
     for index in tl.range(
         tl.program_id(0),
         tiles * splits,
         programs,
-        flatten=not SPECIALIZED,
+        flatten=FUSED,
         warp_specialize=SPECIALIZED,
     ):
         split = index // tiles
         row_block, column_block = _tile_position(index % tiles, row_blocks, column_blocks, 8)
         row = row_block * BLOCK_M
         column = column_block * BLOCK_N
-        first = split * k_per_split
-        last = tl.minimum(first + k_per_split, K)
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for k in range(first, last, BLOCK_K):
+        for step in range(steps):
+            k = (split * steps + step) * BLOCK_K  # beyond K descriptors read zeros
             a = _load_tile(a_matrix, row, k, A_TRANSPOSED)
             b = _load_tile(b_matrix, k, column, B_TRANSPOSED)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
@@ -126,7 +136,8 @@ def _matmul_descriptor_kernel(
             start = column + i * part
             if HAS_BIAS:
                 n = start + tl.arange(0, part)
-                bias = tl.load(bias_ptr + n * stride_bias, mask=n < N, other=0.0)
+                place = bias_ptr + n.to(tl.int64) * stride_bias
+                bias = tl.load(place, mask=n < N, other=0.0)
                 z += bias.to(tl.float32)[None, :]
             if SAVE_PREACTIVATION:
                 kept = z.to(preactivation_ptr.dtype.element_ty)
@@ -225,9 +236,9 @@ class Operand(NamedTuple):
             if (
                 self.aligned
                 and (near == 1 or length == 1)
-                and far >= length > 0
+                and far >= length
                 and far * itemsize % 16 == 0
-                and max(self.shape) < 2**31
+                and 0 < min(self.shape) <= max(self.shape) < 2**31 - 256
             ):
                 return far, transposed
         return None
@@ -263,6 +274,7 @@ class Product(NamedTuple):
 
 def plan_product(
     target: Target,
+    launcher: str,
     a: Operand,
     b: Operand,
     precision: str,
@@ -270,7 +282,8 @@ def plan_product(
     epilogue: Epilogue = PLAIN,
     config: TileConfig | None = None,
 ) -> Plan:
-    """The plan of ``act(a @ b + bias)``, for matrices of one dtype among so many `inputs`.
+    """The plan of a launcher's ``act(a @ b + bias)``, for matrices of one dtype among so many
+    `inputs`.
 
     Its outputs are the (M, N) product, and the preactivation or None.
 
@@ -285,10 +298,19 @@ def plan_product(
     if m * n == 0:
         return Plan(buffers, (), outputs)
     described = product.descriptors is not None
+    if config is not None:
+        _check_specialization(target, config)
     split = split_contraction(
-        m, n, k, a.dtype.itemsize, precision, target, described=described, config=config
+        m,
+        n,
+        k,
+        a.dtype.itemsize,
+        precision,
+        target,
+        activation=epilogue.activation,
+        described=described,
+        config=config or _measured(target, launcher, product, epilogue),
     )
-    _check_specialization(target, split.config)
     first, last = inputs, inputs + len(buffers) - 1
     if split.parts == 1:
         return Plan(buffers, (_step(target, product, split, epilogue, first, last),), outputs)
@@ -299,6 +321,21 @@ def plan_product(
         sum_step(partial, (m, n), last + 1, first, last, epilogue),
     )
     return Plan((*buffers, partial), steps, outputs)
+
+
+def _measured(
+    target: Target, launcher: str, product: Product, epilogue: Epilogue
+) -> TileConfig | None:
+    """The tile of this product in a table of measured ones, if this target can run it."""
+    forms = "pointers"
+    if product.descriptors is not None:
+        forms = "-".join("columns" if across else "rows" for _, across in product.descriptors)
+    traits = (product.precision, forms, epilogue.activation, epilogue.save_preactivation)
+    tile = tuned(target, launcher, product.a.dtype, (*product.sizes, *traits))
+    if tile is None or (tile.specialized and not specializes(target, tile)):
+        return None
+    fits = tile.shared_bytes(product.a.dtype.itemsize, target) <= target.shared_limit
+    return tile if fits else None
 
 
 def specializes(target: Target, config: TileConfig) -> bool:
@@ -346,16 +383,19 @@ def _step(
             _matmul_pointer_kernel, (tiles, split.parts), tensors, scalars, constants, **options
         )
     (a_far, a_transposed), (b_far, b_transposed) = descriptors
-    resident = target.processors * config.programs(a.dtype.itemsize, target)
+    out_itemsize = 4 if split.parts > 1 else a.dtype.itemsize
+    resident = target.processors * config.programs(a.dtype.itemsize, target, out_itemsize)
     programs = min(tiles * split.parts, resident)
     far = (a_far, b_far, epilogue.bias_stride)
-    scalars = (m, n, k, split.parts, split.depth, *far, programs)
+    steps = split.depth // config.depth
+    scalars = (m, n, k, split.parts, steps, *far, programs)
     constants = {
         "A_TRANSPOSED": a_transposed,
         "B_TRANSPOSED": b_transposed,
         **constants,
+        "FUSED": target.copies_tiles and not config.specialized,
         "SPECIALIZED": config.specialized,
-        "SUBTILES": 2 if config.cols >= 128 else 1,
+        "SUBTILES": config.subtiles,
         **blocks,
     }
     return Step(_matmul_descriptor_kernel, (programs,), tensors, scalars, constants, **options)

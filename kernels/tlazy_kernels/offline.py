@@ -96,7 +96,8 @@ def source(launch: Launch) -> ASTSource:
     hints: dict[tuple[int, ...], list] = {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.values[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or (special and isinstance(value, int) and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
             continue
@@ -106,7 +107,7 @@ def source(launch: Launch) -> ASTSource:
         else:
             signature[parameter.name] = "i32" if value < 2**31 else "i64"
             aligned = value % 16 == 0
-        if aligned:
+        if aligned and special:
             hints[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, hints)
 

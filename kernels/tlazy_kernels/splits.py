@@ -12,7 +12,8 @@ import triton.language as tl
 from tlazy_kernels.activations import activate
 from tlazy_kernels.launch import Buffer, Step, metadata
 
-BLOCK = 1024
+# Sums of fewer elements than this have few programs; each then takes fewer columns.
+MANY = 2**17
 
 
 class Epilogue(NamedTuple):
@@ -38,40 +39,49 @@ def _sum_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str
     touched = ["partial_ptr", "out_ptr"]
     touched += ["bias_ptr"] * args["HAS_BIAS"]
     touched += ["preactivation_ptr"] * args["SAVE_PREACTIVATION"]
-    return metadata(f"{kernel.name} [{args['parts']} x {args['count']}]", 0, args, *touched)
+    return metadata(
+        f"{kernel.name} [{args['parts']} x {args['rows'] * args['columns']}]", 0, args, *touched
+    )
 
 
-@triton.jit(launch_metadata=_sum_metadata)
+@triton.jit(launch_metadata=_sum_metadata, do_not_specialize=["parts", "rows"])
 def _sum_kernel(
-    partial_ptr,  # fp32, shape (parts, at least count)
+    partial_ptr,  # fp32, shape (parts, at least rows * columns)
     bias_ptr,  # shape (columns,); unread unless HAS_BIAS
-    out_ptr,  # act(sum over parts + bias), shape (count,), seen as (count / columns, columns)
+    out_ptr,  # act(sum over parts + bias), shape (rows, columns), contiguous
     preactivation_ptr,  # the sum + bias, as out; unwritten unless SAVE_PREACTIVATION
     parts,
-    count,
-    part_stride,
+    rows,
     columns,
+    part_stride,
     stride_bias,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE_PREACTIVATION: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < count
+    column_blocks = tl.cdiv(columns, BLOCK)
+    row = (tl.program_id(0) // column_blocks).to(tl.int64)
+    column = (tl.program_id(0) % column_blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < columns
+    place = row * columns + column
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for part in range(parts):
-        total += tl.load(
-            partial_ptr + tl.cast(part, tl.int64) * part_stride + i, mask=mask, other=0.0
+    for first in range(0, parts, PARTS):  # several parts' loads fly at once
+        part = (first + tl.arange(0, PARTS)).to(tl.int64)
+        values = tl.load(
+            partial_ptr + part[:, None] * part_stride + place[None, :],
+            mask=(part < parts)[:, None] & mask[None, :],
+            other=0.0,
         )
+        total += tl.sum(values, axis=0)
     if HAS_BIAS:
-        column = i % columns
         total += tl.load(bias_ptr + column * stride_bias, mask=mask, other=0.0).to(tl.float32)
     if SAVE_PREACTIVATION:
         kept = total.to(preactivation_ptr.dtype.element_ty)
-        tl.store(preactivation_ptr + i, kept, mask=mask)
+        tl.store(preactivation_ptr + place, kept, mask=mask)
     y = activate(total, ACTIVATION).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + i, y, mask=mask)
+    tl.store(out_ptr + place, y, mask=mask)
 
 
 def sum_step(
@@ -89,17 +99,20 @@ def sum_step(
         source, out, preactivation: positions of the tensors in the plan.
     """
     count = math.prod(shape)
-    scalars = (partial.shape[0], count, math.prod(partial.shape[1:]), shape[-1])
+    columns = count if epilogue.bias is None else shape[-1]
+    block = 256 if count >= MANY else 64
+    scalars = (partial.shape[0], count // columns, columns, math.prod(partial.shape[1:]))
     return Step(
         _sum_kernel,
-        (-(-count // BLOCK),),
+        (count // columns * -(-columns // block),),
         (source, out if epilogue.bias is None else epilogue.bias, out, preactivation),
         (*scalars, epilogue.bias_stride),
         {
             "ACTIVATION": epilogue.activation,
             "HAS_BIAS": epilogue.bias is not None,
             "SAVE_PREACTIVATION": epilogue.save_preactivation,
-            "BLOCK": BLOCK,
+            "PARTS": 8,
+            "BLOCK": block,
         },
-        num_warps=4,
+        num_warps=4 if block == 256 else 2,
     )

@@ -28,14 +28,17 @@ _asked: list[str] | None = None
 
 
 def tuned(
-    target: Target, launcher: str, dtype: torch.dtype, sizes: Sequence[int]
+    target: Target, launcher: str, dtype: torch.dtype, traits: Sequence[object]
 ) -> TileConfig | None:
-    """The measured tile of a launcher for these sizes on a target, or None.
+    """The measured tile of a launcher for such a call on a target, or None.
+
+    Args:
+        traits: all that the best tile depends on: sizes, precision, layouts, what is fused.
 
     Raises:
         ValueError: for a file that is no table of tiles.
     """
-    key = " ".join([launcher, str(dtype).removeprefix("torch."), *map(str, sizes)])
+    key = " ".join([launcher, str(dtype).removeprefix("torch."), *map(str, traits)])
     if _asked is not None:
         _asked.append(key)
     return _tiles(target.name, os.environ.get(VARIABLE, "")).get(key)

@@ -100,12 +100,11 @@ def test_a_table_that_is_named_gives_the_launcher_its_tile(tmp_path, monkeypatch
     monkeypatch.setattr(launch, "target_of", lambda device: target)
     monkeypatch.setenv(tuned.VARIABLE, str(path))
     for entry in table["entries"]:
-        sizes = [int(size) for size in entry["key"].split()[2:]]
-        assert tuned.tuned(target, entry["launcher"], torch.float32, sizes) == TileConfig(
-            **entry["config"]
-        )
+        found = tuned.tuned(target, entry["launcher"], torch.float32, entry["key"].split()[2:])
+        assert found == TileConfig(**entry["config"])
     launch.forget_plans()
-    linear.linear_forward(torch.ones(20, 16), torch.ones(12, 16), activation="gelu")
+    x, weight, bias = torch.ones(20, 16), torch.ones(12, 16), torch.ones(12)
+    linear.linear_forward(x, weight, bias, activation="gelu")
     (plan,) = launch._plans.values()
     assert plan.steps[0].constants["BLOCK_N"] == 16
     launch.forget_plans()
