@@ -142,7 +142,7 @@ _HALF_TILES = (
     TileConfig(64, 32, 64, num_warps=4, num_stages=6),
     TileConfig(64, 32, 64, num_warps=4, num_stages=2),
 )
-_SPILLS_WHERE_THREADS_COPY = TileConfig(128, 128, 64, num_warps=8, num_stages=3)
+_SPILLS_ON_AMPERE = _HALF_TILES[2:4]  # beside masks of odd sizes; in 4 stages it does not
 _HALF_POINTER_TILES = (
     TileConfig(128, 64, 32, num_warps=8, num_stages=2),
     TileConfig(64, 128, 32, num_warps=8, num_stages=2),
@@ -218,12 +218,13 @@ def product_tiles(itemsize: int, target: Target, *, described: bool) -> list[Til
     """
     if not described:
         return list(_HALF_POINTER_TILES if itemsize < 4 else _SINGLE_POINTER_TILES)
+    threads_copy = target.gpu.backend == "cuda" and not target.copies_tiles
     largest = 128 * 256 if target.copies_tiles else 128 * 128 if itemsize < 4 else 64 * 128
     return [
         tile
         for tile in (_HALF_TILES if itemsize < 4 else _SINGLE_TILES)
         if tile.rows * tile.cols <= largest
-        and (target.copies_tiles or tile != _SPILLS_WHERE_THREADS_COPY)
+        and not (threads_copy and tile in _SPILLS_ON_AMPERE)
         and tile.shared_bytes(itemsize, target) <= target.shared_limit
     ]
 

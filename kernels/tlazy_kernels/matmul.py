@@ -61,8 +61,8 @@ def _load_tile(matrix, row, column, TRANSPOSED: tl.constexpr):
     return matrix.load([column, row]).T if TRANSPOSED else matrix.load([row, column])
 
 
-# These change with the number of rows, which must not mean a new compilation each time. M itself may
-# be a multiple of 16 or not: where descriptors become pointers, that decides how wide loads are.
+# These change with the number of rows, which must not mean a new compilation each time. M itself
+# may be a multiple of 16 or not: where descriptors become pointers, that decides loads' widths.
 _VARYING = ["splits", "steps", "programs"]
 
 
