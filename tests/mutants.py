@@ -96,8 +96,8 @@ MUTANTS = [
     Mutant(
         "split runs into the next, in a product",
         "matmul",
-        "last = tl.minimum(first + k_per_split, K)\n        acc",
-        "last = K\n        acc",
+        "for step in range(steps):",
+        "for step in range(steps + 1):",
     ),
     Mutant(
         "both halves of a tile in one place",
@@ -117,9 +117,17 @@ MUTANTS = [
         "kept = z.to(preactivation_ptr",
         "kept = activate(z, ACTIVATION).to(preactivation_ptr",
     ),
-    Mutant("second stage forgets the last split", "splits", "range(parts)", "range(parts - 1)"),
     Mutant(
-        "second stage takes the next column's bias", "splits", "i % columns", "(i + 1) % columns"
+        "second stage forgets the last split",
+        "splits",
+        "(part < parts)[:, None]",
+        "(part < parts - 1)[:, None]",
+    ),
+    Mutant(
+        "second stage takes another column's bias",
+        "splits",
+        "bias_ptr + column * stride_bias",
+        "bias_ptr + tl.maximum(column - 1, 0) * stride_bias",
     ),
     Mutant(
         "tap off by one",
