@@ -185,6 +185,15 @@ def test_the_weight_gradient_sums_its_splits(dtype, device):
     assert_agrees(conv1d_grad_weight, grad, x, 2, *case.settings)
 
 
+def test_the_weight_gradient_sums_its_splits_in_tiles(dtype, device):
+    case = Convolution(2, 16, 16, 16 * 9, taps=3, padding=(1, 1))
+    x, _, _, grad = case.operands(dtype, device)
+    x, grad = channels_last(x), channels_last(grad)
+    call = lambda: conv1d_grad_weight(grad, x, 3, 1, (1, 1), config=SMALL)  # noqa: E731
+    assert kernels_of(call) == {"_grad_weight_tiled_kernel", "_sum_kernel"}
+    assert_agrees(conv1d_grad_weight, grad, x, 3, 1, (1, 1), config=SMALL)
+
+
 @pytest.mark.parametrize(
     "dims", [(0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0)], ids=["NCL", "NLC", "CLN", "LCN"]
 )
