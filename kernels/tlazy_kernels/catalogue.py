@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,26 +20,38 @@ from tlazy_kernels import (
     depthwise,
     epilogue,
     linear,
+    matmul,
     roofline,
 )
 from tlazy_kernels.configs import TileConfig, dot_config
 from tlazy_kernels.roofline import Cost
+from tlazy_kernels.targets import Target
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# A tile that one warp group copies while another multiplies, of which the chooser picks none yet.
+SPECIALIZED = TileConfig(128, 128, 64, num_warps=4, num_stages=3, specialized=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call of a launcher, to be recorded, and what it must cost at least."""
+    """A call of a launcher, to be recorded, and what it must cost at least.
+
+    Attributes:
+        serves: whether the call is possible on a target.
+    """
 
     name: str
     call: Callable[[], Any]
     least: Cost
+    serves: Callable[[Target], bool] = lambda target: True
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     """Every kernel once, with the tiles that it chooses itself and its costliest epilogue."""
     yield from _linear(dtype, rows=262_144, inputs=1024, outputs=1024, activation="gelu")
+    if dtype.itemsize == 2:
+        yield from _specialized(dtype)
     yield from _conv1d("conv1d", dtype, (64, 128, 32_768), (128, 128, 9), activation="gelu")
     # An odd length, whose last row of a stride is not whole.
     last: dict[str, Any] = {"channels_last": True, "tag": " channels last"}
@@ -127,6 +139,12 @@ def _linear(
         lambda: linear.linear_grad_weight(grad, x, config=config),
         roofline.linear_grad_weight(*sizes),
     )
+
+
+def _specialized(dtype: torch.dtype) -> Iterator[Case]:
+    tile: dict[str, Any] = {"activation": "gelu", "config": SPECIALIZED, "tag": " specialized"}
+    for case in _forward_only(_linear(dtype, 262_144, 1024, 1024, **tile)):
+        yield replace(case, serves=lambda target: matmul.specializes(target, SPECIALIZED))
 
 
 def _conv1d(

@@ -104,7 +104,7 @@ def _add_taps(
     first,
     every,
     count,  # of the taps first, first + every, ...
-    C,
+    steps,  # of the product: count * cdiv(C, BLOCK_C)
     padding,
     dilation,
     lift,
@@ -119,7 +119,7 @@ def _add_taps(
     BLOCK_C: tl.constexpr,
 ):
     """acc + the product over (input channels, these taps), taps within channels."""
-    for i in range(count * tl.cdiv(C, BLOCK_C)):
+    for i in range(steps):
         tap = first + i % count * every
         c = i // count * BLOCK_C
         # `lift` rows are added and taken off again, because division rounds towards zero.
@@ -185,6 +185,7 @@ def _conv1d_tiled_kernel(
     HAS_BIAS: tl.constexpr,
     SAVE_PREACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    FLATTEN: tl.constexpr,  # one loop over all tiles' steps; STRIDE is 1
     SUBTILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -215,7 +216,11 @@ def _conv1d_tiled_kernel(
     row_blocks = tl.cdiv(tl.cdiv(out_length, Y_STEP), BLOCK_L)
     batch_blocks = tl.cdiv(batch, BLOCK_N)
     tiles = filter_blocks * Y_STEP * row_blocks * batch_blocks * groups
-    for tile in range(tl.program_id(0), tiles, programs):
+    channel_blocks = tl.cdiv(C, BLOCK_C)
+    # Triton makes one loop of two only where each tile is known to take the same number of steps.
+    every_tap = taps * channel_blocks
+    tl.assume(every_tap > 0)
+    for tile in tl.range(tl.program_id(0), tiles, programs, flatten=FLATTEN):
         f = tile % filter_blocks * BLOCK_F
         residue = tile // filter_blocks % Y_STEP
         row = tile // (filter_blocks * Y_STEP) % row_blocks * BLOCK_L
@@ -224,16 +229,17 @@ def _conv1d_tiled_kernel(
         group = tile_of_series // batch_blocks
         acc = tl.zeros((BLOCK_N * BLOCK_L, BLOCK_F), dtype=tl.float32)
         if X_STEP == 1:
-            first = 0
+            first, every, count, steps = 0, 1, taps, every_tap
             if Y_STEP > 1:  # the first tap that reaches positions of this residue, if any does
-                first = taps
+                first, every = taps, period
                 for tap in range(tl.minimum(period, taps)):
                     if (residue + padding + (period * dilation - tap * dilation)) % Y_STEP == 0:
                         first = tap
-            count = tl.cdiv(taps - first, period)
+                count = tl.cdiv(taps - first, period)
+                steps = count * channel_blocks
             acc = _add_taps(
-                acc, x, weight, n, row, group, f, first, period, count,
-                C, padding, dilation, lift, residue, STRIDE, TRANSPOSED, CHANNELS_LAST, PRECISION,
+                acc, x, weight, n, row, group, f, first, every, count, steps,
+                padding, dilation, lift, residue, STRIDE, TRANSPOSED, CHANNELS_LAST, PRECISION,
                 BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
             )  # fmt: skip
         else:
@@ -253,8 +259,8 @@ def _conv1d_tiled_kernel(
                     X_STEP, CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C,
                 )  # fmt: skip
                 acc = _add_taps(
-                    acc, x, weight, n, row, group, f, part, every, count,
-                    C, padding, dilation, lift, 0, STRIDE, TRANSPOSED, CHANNELS_LAST, PRECISION,
+                    acc, x, weight, n, row, group, f, part, every, count, count * channel_blocks,
+                    padding, dilation, lift, 0, STRIDE, TRANSPOSED, CHANNELS_LAST, PRECISION,
                     BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
                 )  # fmt: skip
         within = tl.arange(0, BLOCK_N * BLOCK_L)
@@ -394,6 +400,8 @@ def tiled_steps(
             "HAS_BIAS": bias is not None,
             "SAVE_PREACTIVATION": preactivation is not None,
             "PRECISION": precision,
+            # Copied by threads, the next tile's first operands would need more shared memory.
+            "FLATTEN": stride == 1 and target.copies_tiles,
             "SUBTILES": subtiles(config),
             "BLOCK_N": block_n,
             "BLOCK_L": block_l,

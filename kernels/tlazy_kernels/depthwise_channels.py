@@ -218,7 +218,7 @@ def _depthwise_channels_backward_kernel(
         weight_sums += (tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32),)
     start = split * steps_per_split * BLOCK_R
     for step in range(start, tl.minimum(start + steps_per_split * BLOCK_R, lanes), BLOCK_R):
-        lane = step + tl.arange(0, BLOCK_R).to(tl.int64)
+        lane = step + tl.arange(0, BLOCK_R)
         batch, first = _place(lane, runs, dilation, SPAN)
         present = lane < lanes
         # The window, from the last tap's output on: sample s met tap k for its output
@@ -230,7 +230,7 @@ def _depthwise_channels_backward_kernel(
         window = ()
         seen = ()
         for t in tl.static_range(SPAN + TAPS - 1):
-            further = (t - (TAPS - 1)) * tl.cast(dilation, tl.int64)
+            further = (t - (TAPS - 1)) * dilation
             target = first + padding + further
             exists = present & (target >= 0) & (target < out_length)
             vector = grad_start + further * stride_gl
@@ -364,16 +364,18 @@ def channels_backward(
     passed = [inputs[i] for i in (0, 1, 2, 4)]
     tensors = [t for t in passed if t is not None]
     center, rest = divmod(padding, dilation)
+    vector = _vector_width(*tensors)
+    span = _backward_span(target, taps)
+    furthest = max(_row_strides(t, vector)[1] for t in tensors)
     if (
         not _channels_are_dense(*tensors)
         or not fits_one_pass(taps, needs)
         or (taps + SPAN) * dilation + padding >= 2**24
+        or (taps + span) * dilation * furthest >= 2**31
         or (needs.bias and (rest or center >= taps))
     ):
         return None
     batch, _, out_length = grad.shape
-    vector = _vector_width(*tensors)
-    span = _backward_span(target, taps)
     runs = _runs(max(length, out_length), dilation, span)
     tile = config or _channels_config(channels, 512)
     channel_blocks = -(-channels // tile.cols) * -(-taps // BLOCK_K)

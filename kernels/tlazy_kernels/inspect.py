@@ -57,7 +57,7 @@ def _recordings(
     find = catalogue.thorough_cases if thorough else catalogue.cases
     for target, dtype in itertools.product(targets, dtypes):
         for case in find(DTYPES[dtype]):
-            if kernel in case.name:
+            if kernel in case.name and case.serves(TARGETS[target]):
                 with recorded(target) as recording:
                     case.call()
                 yield case, target, dtype, recording

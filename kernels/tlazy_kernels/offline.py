@@ -36,6 +36,8 @@ class Compiled:
         product_rows: of a matrix product's tile; 0 where there is none.
         operand_bytes: what a thread loads of the smaller operand's tile, a step of the product.
         specialized: whether a loop asks for warp specialization.
+        flattened: whether a loop asks to be made one with the loop inside it.
+        nested_loops: loops of which each lies in the one before; 1 where none does.
         mix: instructions by kind, as ``machine_code.instruction_mix``.
     """
 
@@ -53,6 +55,8 @@ class Compiled:
     product_rows: int
     operand_bytes: int
     specialized: bool
+    flattened: bool
+    nested_loops: int
     mix: dict[str, int]
 
     @property
@@ -85,6 +89,8 @@ def compiled(name: str, target: str, dtype: str, launch: Launch) -> Compiled:
         product_rows=m,
         operand_bytes=min(m, n) * k * DTYPES[dtype].itemsize // threads,
         specialized="tt.warp_specialize" in ttir,
+        flattened="tt.flatten" in ttir,
+        nested_loops=_nested_loops(str(binary.asm["ttgir"])),
         mix=instruction_mix(binary.asm),
     )
 
@@ -121,3 +127,16 @@ def _product(ttir: str) -> tuple[int, int, int]:
     """(M, N, K) of the tiles that are multiplied; zeros where none are."""
     found = re.search(r"tt\.dot .*: tensor<(\d+)x(\d+)x.*-> tensor<\d+x(\d+)x", ttir)
     return (int(found[1]), int(found[3]), int(found[2])) if found else (0, 0, 0)
+
+
+def _nested_loops(ttgir: str) -> int:
+    depth, most = 0, 0
+    loops: list[int] = []  # the depth at which each open loop started
+    for line in ttgir.splitlines():
+        if "scf.for" in line:
+            loops.append(depth)
+            most = max(most, len(loops))
+        depth += line.count("{") - line.count("}")
+        while loops and depth <= loops[-1]:
+            loops.pop()
+    return most

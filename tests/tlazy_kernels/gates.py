@@ -30,13 +30,10 @@ WITHOUT_ASYNC_COPIES = {"_conv1d_gather_kernel": _SHIFTED}
 WITHOUT_A_LOOP = frozenset({"_first_layer_kernel"})
 
 # Global loads of 2 bytes that may stand in the binary of a kernel with 16-bit elements, of which
-# each is one tile's share of a thread: any more would be a layout that got worse. In float32 no
-# load may be that narrow.
+# each is one tile's share of a thread: any more would be a layout that got worse. Kernels that are
+# not named have none, and in float32 no load may be that narrow.
 NARROW_LOADS = {
-    "_matmul_kernel": 0,
-    "_epilogue_backward_kernel": 0,
     "_conv1d_tiled_kernel": 4,  # the bias, in tiles of 16 filters
-    "_grad_weight_tiled_kernel": 0,
     "_copy_kernel": 16,  # weights, whose taps lie side by side
     "_conv1d_gather_kernel": 48,  # the samples and the weight, both as above
     "_grad_weight_gather_kernel": 16,  # the samples
@@ -79,7 +76,7 @@ def shared_memory(row: Compiled) -> Iterator[str]:
 
 
 def stack(row: Compiled) -> Iterator[str]:
-    allowed = 0 if row.name in REPRESENTATIVE else OTHER_TILES_STACK
+    allowed = 0 if _is_representative(row) else OTHER_TILES_STACK
     if row.stack > allowed or (row.mix.get("local") and not allowed):
         yield f"{row.stack} bytes of stack, {row.mix.get('local', 0)} local loads and stores"
 
@@ -106,9 +103,13 @@ def asynchronous_copies(row: Compiled) -> Iterator[str]:
 def narrow_loads(row: Compiled) -> Iterator[str]:
     found = row.mix.get("load 1", 0) + row.mix.get("load 2", 0)
     budget = 0 if row.dtype == "float32" else NARROW_LOADS.get(row.kernel, 0)
-    budget *= 1 if row.name in REPRESENTATIVE else OTHER_TILES_NARROW
+    budget *= 1 if _is_representative(row) else OTHER_TILES_NARROW
     if found > budget and not _narrow_by_nature(row):
         yield f"{found} global loads of 2 bytes or less, more than {budget}"
+
+
+def _is_representative(row: Compiled) -> bool:
+    return row.name.partition(" + ")[0] in REPRESENTATIVE
 
 
 def _narrow_by_nature(row: Compiled) -> bool:
@@ -134,6 +135,11 @@ def registers(row: Compiled) -> Iterator[str]:
         yield f"{row.registers} registers, with Triton {version} there were {baseline}"
 
 
+def fusion(row: Compiled) -> Iterator[str]:
+    if row.flattened and row.nested_loops > 1:
+        yield f"{row.nested_loops} loops lie in each other, which are asked to be one"
+
+
 GATES: tuple[Gate, ...] = (
     shared_memory,
     stack,
@@ -142,6 +148,7 @@ GATES: tuple[Gate, ...] = (
     narrow_loads,
     specialization,
     scratch_memory,
+    fusion,
     registers,
 )
 

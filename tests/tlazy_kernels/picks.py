@@ -18,6 +18,7 @@ import torch
 
 from tlazy_kernels.catalogue import DTYPES
 from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
+from tlazy_kernels.matmul import _matmul_descriptor_kernel
 from tlazy_kernels.offline import compiled
 from tlazy_kernels.recording import Launch, recorded
 
@@ -35,10 +36,12 @@ def picks(target: str, dtype: torch.dtype) -> list[tuple[str, Launch]]:
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     found: dict[str, tuple[str, Launch]] = {}
     for m, n, k in SHAPES:
-        aligned = m % 16 == n % 16 == k % 16 == 0
+        whole = m % 16 == n % 16 == k % 16 == 0
         for name, launch in _launches(target, dtype, m, n, k):
+            # Descriptors are aligned, whatever the sizes.
+            aligned = whole or launch.kernel is _matmul_descriptor_kernel
             constants = [launch.values[p.name] for p in launch.kernel.params if p.is_constexpr]
-            key = repr((launch.kernel.fn.__name__, constants, launch.options, aligned))
+            key = repr((launch.kernel.fn.__name__, constants, launch.options, whole))
             found.setdefault(key, (f"pick of {name}{'' if aligned else ' odd'}", launch))
     return list(found.values())
 

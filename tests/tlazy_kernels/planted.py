@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 import triton
@@ -44,6 +44,22 @@ def _descriptor_matmul_kernel(
     out.store([m, n], acc.to(out_ptr.dtype.element_ty))
 
 
+@triton.jit
+def _sums_kernel(x_ptr, out_ptr, rows, columns, INVARIANT: tl.constexpr, BLOCK: tl.constexpr):
+    tl.assume(columns > 0)
+    for row in tl.range(tl.program_id(0), rows, 132, flatten=True):
+        total = tl.zeros((BLOCK,), tl.float32)
+        for column in range(columns if INVARIANT else row % columns):
+            total += tl.load(x_ptr + (row * columns + column) * BLOCK + tl.arange(0, BLOCK))
+        tl.store(out_ptr + row * BLOCK + tl.arange(0, BLOCK), total)
+
+
+def _flattened(*, invariant: bool) -> Launch:
+    x, out = (torch.empty(1 << 20, device="meta") for _ in range(2))
+    values = {"x_ptr": x, "out_ptr": out, "rows": 1024, "columns": 8}
+    return Launch(_sums_kernel, values | {"INVARIANT": invariant, "BLOCK": 1024}, {"num_warps": 4})
+
+
 def _by_descriptors(
     *, specialized: bool = False, rows: int = 128, num_warps: int = 4, allocates: bool = True
 ) -> Launch:
@@ -54,28 +70,36 @@ def _by_descriptors(
     return Launch(_descriptor_matmul_kernel, values | blocks, options, allocates)
 
 
-def _linear(dtype: torch.dtype = torch.bfloat16, inputs: int = 1024, **changes: object) -> Launch:
-    """The launch of linear_forward, with some of its arguments or options changed."""
+def _linear(
+    dtype: torch.dtype = torch.bfloat16,
+    inputs: int = 1024,
+    outputs: int = 1024,
+    **changes: object,
+) -> Launch:
+    """The product that linear_forward launches, with some of its arguments or options changed."""
     x, weight = (torch.empty(1024, inputs, dtype=dtype, device="meta") for _ in range(2))
+    weight = weight[:outputs]
     with recorded() as recording:
         linear_forward(x, weight, activation="gelu")
-    (launch,) = recording.launches
-    options = launch.options | {k: v for k, v in changes.items() if k.startswith(("num", "maxn"))}
+    launch = recording.launches[0]
+    options = launch.options | {k: v for k, v in changes.items() if k.startswith("num_")}
     values = launch.values | {k: v for k, v in changes.items() if k not in options}
-    return Launch(launch.kernel, values, options)
+    return replace(launch, values=values, options=options)
 
 
 def planted() -> Iterator[tuple[str, str, Launch]]:
     """(the gate that must catch it, dtype, launch)."""
     huge = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "num_stages": 4, "num_warps": 8}
     yield "shared_memory", "bfloat16", _linear(**huge)
-    yield "stack", "bfloat16", _linear(BLOCK_M=128, BLOCK_N=256, num_warps=8, maxnreg=160)
+    yield "stack", "bfloat16", _linear(BLOCK_M=128, BLOCK_N=256, num_warps=4)
     yield "matrix_units", "float32", _linear(torch.float32, PRECISION="ieee", BLOCK_K=16)
     yield "matrix_units", "bfloat16", _linear(num_warps=2)
-    yield "asynchronous_copies", "bfloat16", _linear(num_stages=1)
+    yield "asynchronous_copies", "bfloat16", _linear(outputs=1020, num_stages=1)
     yield "narrow_loads", "bfloat16", _linear(inputs=1023)
     yield "specialization", "bfloat16", _by_descriptors(specialized=True, num_warps=8)
     yield "scratch_memory", "bfloat16", _by_descriptors(allocates=False)
+    yield "fusion", "bfloat16", _flattened(invariant=False)
+    yield "sound", "bfloat16", _flattened(invariant=True)
     yield "sound", "bfloat16", _linear()
     yield "sound", "bfloat16", _by_descriptors()
     yield "sound", "bfloat16", _by_descriptors(specialized=True)
