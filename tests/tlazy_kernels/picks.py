@@ -38,8 +38,9 @@ def picks(target: str, dtype: torch.dtype) -> list[tuple[str, Launch]]:
     for m, n, k in SHAPES:
         whole = m % 16 == n % 16 == k % 16 == 0
         for name, launch in _launches(target, dtype, m, n, k):
-            # Descriptors are aligned, whatever the sizes.
-            aligned = whole or launch.kernel is _matmul_descriptor_kernel
+            # Descriptors are aligned, whatever the sizes; a bias is loaded by pointers beside them.
+            described = launch.kernel is _matmul_descriptor_kernel
+            aligned = whole or (described and not (launch.values["HAS_BIAS"] and n % 16))
             constants = [launch.values[p.name] for p in launch.kernel.params if p.is_constexpr]
             key = repr((launch.kernel.fn.__name__, constants, launch.options, whole))
             found.setdefault(key, (f"pick of {name}{'' if aligned else ' odd'}", launch))
