@@ -201,7 +201,7 @@ def split_contraction(
     candidates = [
         Split(tile, _ceil_div(k, depth) if k else 1, depth)
         for tile in tiles
-        for depth in _depths(m, n, k, tile, target)
+        for depth in _depths(m, n, k, itemsize, tile, target)
     ]
     epilogue = _EPILOGUE.get(activation, _EPILOGUE_OTHERS)
     return min(
@@ -229,14 +229,18 @@ def product_tiles(itemsize: int, target: Target, *, described: bool) -> list[Til
     ]
 
 
-def _depths(m: int, n: int, k: int, tile: TileConfig, target: Target) -> list[int]:
-    """Depths of the parts to consider: no split, and those that fill the processors once or twice.
+def _depths(m: int, n: int, k: int, itemsize: int, tile: TileConfig, target: Target) -> list[int]:
+    """Depths of the parts to consider: no split, and those that fill the processors once; or twice,
+    where the partial sums are no more than a 25th of the traffic.
 
     Parts are as even as steps allow, and none is empty: each turns the same number of times.
     """
     steps = max(1, _ceil_div(k, tile.depth))
     tiles = _ceil_div(m, tile.rows) * _ceil_div(n, tile.cols)
-    parts = {1, *(waves * target.processors // tiles for waves in (1, 2))}
+    once, twice = target.processors // tiles, 2 * target.processors // tiles
+    parts = {1, once}
+    if 25 * 8 * twice * m * n <= (m * k + k * n) * itemsize:
+        parts.add(twice)
     depths = {_ceil_div(steps, max(1, min(count, steps // 4))) * tile.depth for count in parts}
     return sorted(depths, reverse=True)
 

@@ -188,13 +188,15 @@ def _plan(
 ) -> Plan:
     if y.numel() == 0:
         return Plan((), (), ())
-    name = "conv1d_grad_input" if transposed else "conv1d_forward"
-    config = config or tuned_convolution(target, name, x, weight.shape, y.shape[2], geometry)
     tensors = (x, weight, bias, y, preactivation)
     if config is None and not transposed:
         step = first_layer_step(*tensors, geometry, activation=activation, precision=precision)
         if step is not None:
             return Plan((), (step,), ())
+    name = "conv1d_grad_input" if transposed else "conv1d_forward"
+    config = config or tuned_convolution(
+        target, name, x, weight.shape, y.shape[2], geometry, precision
+    )
     settings: dict[str, Any] = {
         "transposed": transposed,
         "activation": activation,
@@ -204,7 +206,7 @@ def _plan(
     tiled, source = None, 0
     buffers: list[Buffer] = []
     steps: list[Step] = []
-    if fits_tiles(x, weight.shape[2], geometry):
+    if fits_tiles(x, y.shape[2], weight.shape[2], geometry):
         tiled = readable_tiles(target, x, geometry.groups, 1 if transposed else geometry.stride)
         reads = weight.shape[2] / (geometry.stride if transposed else 1)
         reads *= filter_blocks(y.shape[1] // geometry.groups)

@@ -210,16 +210,20 @@ def _plan(
     out = Buffer(shape, grad.dtype)
     if 0 in shape:
         return Plan((out,), (), (0,))
-    config = config or tuned_convolution(
-        target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry
-    )
     if config is None:
         plan = first_layer_grad_weight(grad, x, shape, geometry, precision=precision)
         if plan is not None:
             return plan
+    config = config or tuned_convolution(
+        target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry, precision
+    )
     buffers: list[Buffer] = []
     steps: list[Step] = []
-    tiles = _tiles(target, grad, x, shape, geometry) if fits_tiles(x, shape[2], geometry) else None
+    tiles = (
+        _tiles(target, grad, x, shape, geometry)
+        if fits_tiles(x, grad.shape[2], shape[2], geometry)
+        else None
+    )
     if tiles is None:
         parts, product = _gather_step(grad, x, shape, geometry, precision, config)
     else:

@@ -296,10 +296,11 @@ def columns_of(x, part: tl.constexpr, PARTS: tl.constexpr):
     return found
 
 
-def fits_tiles(x: Tensor, taps: int, geometry: Geometry) -> bool:
-    """Whether there is something to contract, and 32 bits hold every sample's number."""
+def fits_tiles(x: Tensor, out_length: int, taps: int, geometry: Geometry) -> bool:
+    """Whether there is something to contract, and 32 bits hold every sample's and tile's number."""
     stride, padding, dilation, _ = geometry
-    return x.numel() > 0 and x.shape[2] + sum(padding) + (taps + stride) * dilation < 2**31
+    longest = max(out_length, x.shape[2] + sum(padding) + (taps + stride) * dilation)
+    return x.numel() > 0 and longest < 2**31 and x.shape[0] * out_length < 2**36
 
 
 def readable_tiles(target: Target, x: Tensor, groups: int, step: int) -> Tiled | None:

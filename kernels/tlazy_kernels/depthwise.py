@@ -67,8 +67,6 @@ def _plan_convolve(
 ) -> Plan:
     if y.numel() == 0:
         return Plan((), (), ())
-    name = "conv1d_grad_input" if transposed else "conv1d_forward"
-    config = config or tuned_convolution(target, name, x, weight.shape, y.shape[2], geometry)
     tensors = (x, weight, bias, y, preactivation)
     stride, (padding, _), dilation, groups = geometry
     if config is None and not transposed:
@@ -86,6 +84,10 @@ def _plan_convolve(
             config=None,
         )
         return Plan((), (one,), ())
+    name = "conv1d_grad_input" if transposed else "conv1d_forward"
+    config = config or tuned_convolution(
+        target, name, x, weight.shape, y.shape[2], geometry, precision
+    )
     if transposed:
         # The way back over stride 1 is a convolution with the filters turned around.
         padding = (weight.shape[2] - 1) * dilation - padding
@@ -135,9 +137,6 @@ def _plan_correlate(
     """As the fused pass, of which it is a part: with the same inputs, two of them not there."""
     if 0 in shape:
         return Plan((Buffer(shape, grad.dtype),), (), (0,))
-    config = config or tuned_convolution(
-        target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry
-    )
     tensors = (grad, None, x, None, None)
     if config is None:
         one = first_layer_grad_weight(
@@ -145,6 +144,9 @@ def _plan_correlate(
         )
         if one is not None:
             return one
+    config = config or tuned_convolution(
+        target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry, precision
+    )
     stride, (padding, _), dilation, _ = geometry
     long = toeplitz_grad_weight(grad, x, shape, stride, padding, dilation)
     if long is not None:

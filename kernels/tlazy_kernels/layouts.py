@@ -76,8 +76,11 @@ def tiled(x: Tensor, groups: int) -> Tiled | None:
     strides = in_units(
         x, (x.stride(0), batch), (stride_g, groups), (x.stride(outer), x.shape[outer])
     )
+    # Descriptors reach to whole units of channels: what lies behind a group's must be its own.
+    torn = channels_last and channels // groups % (UNIT_BYTES // x.element_size())
     if (
         strides is None
+        or torn
         or x.stride(inner) != 1
         or x.data_ptr() % UNIT_BYTES
         or max(batch, channels, length) >= 2**31

@@ -99,7 +99,8 @@ def _matmul_descriptor_kernel(
     b_matrix = _described(b_ptr, K, N, stride_b, B_TRANSPOSED, BLOCK_K, BLOCK_N)
     part: tl.constexpr = BLOCK_N // SUBTILES
     row_blocks = tl.cdiv(M, BLOCK_M)
-    out_rows = M if splits == 1 else splits * row_blocks * BLOCK_M
+    # A choice, not a branch, beside which warp specialization would be left out in silence.
+    out_rows = tl.where(splits == 1, M, splits * row_blocks * BLOCK_M)
     out = _described(out_ptr, out_rows, N, N, False, BLOCK_M, part)
     if SAVE_PREACTIVATION:
         preactivation = _described(preactivation_ptr, M, N, N, False, BLOCK_M, part)

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.layouts import is_channels_last, tiled
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
 
@@ -51,12 +52,15 @@ def tuned_convolution(
     second: Sequence[int],
     length: int,
     geometry: Geometry,
+    precision: str,
 ) -> TileConfig | None:
     """As :func:`tuned`, for a convolution: its first tensor, the second's shape, the length of its
-    result or source, and its geometry."""
+    result or source, its geometry and its dot's precision."""
     stride, padding, dilation, groups = geometry
     sizes = (*first.shape, *second, length, stride, *padding, dilation, groups)
-    return tuned(target, launcher, first.dtype, sizes)
+    layout = "last" if is_channels_last(first) else "first"
+    aligned = "aligned" if tiled(first, groups) is not None else "unaligned"
+    return tuned(target, launcher, first.dtype, (*sizes, precision, layout, aligned))
 
 
 @contextmanager

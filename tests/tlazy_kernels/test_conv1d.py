@@ -149,6 +149,17 @@ def test_infinite_and_nan_samples_stay_in_their_rows_and_groups_in_tiles(
     assert_all_agree(case, operands, activation="relu")
 
 
+def test_channels_that_lie_beside_a_slice_are_not_read(dtype, device):
+    """Descriptors reach to whole units of 16 bytes, which a slice of the channels may tear."""
+    whole = random(2, 24, 16, dtype=dtype, device=device)
+    whole[:, :, 12:] = torch.nan
+    x = whole[:, :, :12].transpose(1, 2)
+    weight = random(16, 12, 3, dtype=dtype, device=device)
+    assert_agrees(conv1d_forward, x, weight, None, 1, (1, 1))
+    grad, other = x, random(12, 16, 3, dtype=dtype, device=device)
+    assert_agrees(conv1d_grad_input, grad, other, 24, 1, (1, 1))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
 def test_forward_agrees_for_every_activation_with_and_without_bias(

@@ -269,6 +269,7 @@ def test_every_launcher_with_tiles_looks_for_measured_ones(plans, x):
             conv1d_forward(signal, weight, None, *settings)
             conv1d_grad_input(signal, weight, 32, *settings)
             conv1d_grad_weight(signal, signal, 3, *settings)
-        sizes = f"1 32 32 32 {32 // groups} 3 32 1 1 1 1 {groups}"
+        precision = dot_precision(torch.float32, "conv")
+        sizes = f"1 32 32 32 {32 // groups} 3 32 1 1 1 1 {groups} {precision} first aligned"
         names = ("conv1d_forward", "conv1d_grad_input", "conv1d_grad_weight")
         assert keys == [f"{name} float32 {sizes}" for name in names]
