@@ -33,6 +33,7 @@ WITHOUT_A_LOOP = frozenset({"_first_layer_kernel"})
 # each is one tile's share of a thread: any more would be a layout that got worse. Kernels that are
 # not named have none, and in float32 no load may be that narrow.
 NARROW_LOADS = {
+    "_sum_kernel": 1,  # the bias: in small sums a thread has one column
     "_conv1d_tiled_kernel": 4,  # the bias, in tiles of 16 filters
     "_copy_kernel": 16,  # weights, whose taps lie side by side
     "_conv1d_gather_kernel": 48,  # the samples and the weight, both as above
