@@ -36,10 +36,10 @@ def test_what_became_slower_than_recorded_fails_when_asked(tmp_path):
     record = json.loads(max(RECORDS.rglob("[0-9]*.json"), key=lambda path: path.name).read_text())
     for benchmark in record["benchmarks"]:
         benchmark["stats"]["min"] /= 100
-    (tmp_path / "0001_fast.json").write_text(json.dumps(record))
+    fast = tmp_path / "0001_fast.json"
+    fast.write_text(json.dumps(record))
     chosen = ["perf/test_calls.py", "-k", "test_call and linear and forward"]
-    options = [f"--benchmark-storage=file://{tmp_path}", "--benchmark-compare"]
-    done = pytest_perf(*chosen, *options, "--benchmark-compare-fail=min:5%")
+    done = pytest_perf(*chosen, f"--benchmark-compare={fast}", "--benchmark-compare-fail=min:5%")
     assert done.returncode != 0
     assert "Performance has regressed" in done.stderr + done.stdout
 
