@@ -10,12 +10,17 @@ STEPS = 20
 
 
 def losses(backend: str, device: str) -> list[float]:
-    """Training losses of the FCN on random series, all random numbers alike in every call."""
+    """Training losses of the FCN on random series, all random numbers alike in every call.
+
+    By plain gradient descent: Adam divides a gradient by its own size, and so makes whole steps of
+    the rounding in those that are zero, a bias before a batch norm. Its losses in float32 and in
+    float64 lie 2e-3 apart after 20 steps; these lie 2e-7 apart.
+    """
     torch.manual_seed(0)
     x, labels = torch.randn(STEPS, 4, 1, 24), torch.randint(2, (STEPS, 4))
     net = fcn(2).to(device)
     tlazy.materialize(net, x[0].to(device))
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     seen = []
     with tlazy.backend(backend):
         for batch, target in zip(x.to(device), labels.to(device), strict=True):
@@ -28,4 +33,4 @@ def losses(backend: str, device: str) -> list[float]:
 
 
 def test_twenty_steps_by_the_kernels_follow_atens_losses(device, exact_fp32):
-    assert losses("triton", device) == pytest.approx(losses("aten", device), abs=1e-4)
+    assert losses("triton", device) == pytest.approx(losses("aten", device), abs=1e-5)
