@@ -17,7 +17,7 @@ from tlazy.bench.machine import Ceilings, measure_ceilings
 from tlazy.bench.measuring import DeviceLost, Settings, measure
 from tlazy.bench.operations import Conv1d, Linear, Unsupported
 from tlazy.bench.record import Record
-from tlazy.bench.suites import Problem, depthwise
+from tlazy.bench.suites import SINGLE, Problem, depthwise
 from tlazy.bench.timing import DeviceTimer, FirstCallTimer, HostTimer, own_stream, summarize
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
@@ -167,7 +167,7 @@ def measured(*problems, peers=None, path=None):
 
 
 def half(name, operation, *passes, **options):
-    return Problem("shape", name, operation, torch.float16, passes or ("forward",), **options)
+    return Problem("made up", name, operation, torch.float16, passes or ("forward",), **options)
 
 
 class CausalConv1d(ModuleType):
@@ -211,6 +211,15 @@ def test_every_peer_of_a_convolution_is_right_and_timed(computing, which):
         assert row["peak_memory_bytes"] == 4000
         assert "CUDA graph replay" in row["note"]
         assert row["floor_fraction"] > 0
+
+
+@pytest.mark.parametrize(
+    "operation", [Linear(4, 4, 4), Conv1d(1, 4, 9, 4, 3), depthwise(1, 4, 9, 3)]
+)
+def test_a_shape_by_itself_is_measured_beside_the_compiler(operation):
+    single = Problem(SINGLE, "", operation)
+    assert "compile" in peers.default_peers(single, GPU)
+    assert len(set(peers.default_peers(single, GPU))) == len(peers.default_peers(single, GPU))
 
 
 @pytest.mark.parametrize("which", ["forward", "full"])
