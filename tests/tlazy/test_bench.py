@@ -434,6 +434,12 @@ def test_peers_take_turns_on_the_same_inputs():
     assert [number for _, number in order] == [0, 1, 1, 0, 0, 1]
 
 
+def test_a_clock_that_stands_still_gives_no_time():
+    for row in measured(small_linear(), timer=SteadyTimer(0.0)).rows:
+        assert (row["status"], row["median_us"]) == ("failed", None)
+        assert row["note"] == "the clock gave 0.0 seconds for a call"
+
+
 class Drifting:
     """Says that all calls take longer each time that somebody comes to measure them."""
 

@@ -1,6 +1,7 @@
 """What `tlazy bench` does on a GPU, on a pretended one: events, graphs, peers, a lost device."""
 
 import itertools
+import statistics
 import sys
 from types import ModuleType
 
@@ -154,6 +155,15 @@ def test_first_calls_are_timed_once_each_and_again_for_comparison(gpu):
     assert sample(1.0) == pytest.approx([142.05e-3] * 4)
     assert sample(1.0) == []
     assert note == "first calls; 60.0 us when called again"
+
+
+def test_quantiles_of_equal_samples_lie_on_their_sides_of_the_median():
+    times = [1e-7 * (1 + i / 997) for i in range(500)]
+    for summary in (summarize([time] * 7) for time in times):
+        assert summary.q20 <= summary.median <= summary.q80
+    assert any(
+        statistics.quantiles([time] * 7, method="inclusive", n=5)[0] > time for time in times
+    )
 
 
 # Measuring

@@ -352,17 +352,18 @@ class _Group:
                 self._announce(contender.row, TRIED)
                 try:
                     contender.samples += contender.sample(each)
+                    self._note_time(contender)
                 except Exception as error:  # as above
                     contenders.remove(contender)
                     self._fail(contender.row, error)
-                else:
-                    self._note_time(contender)
             self.record.write()
             contenders = contenders[1:] + contenders[:1]
 
     def _note_time(self, contender: _Contender) -> None:
         """Put what was sampled so far into the contender's row."""
         timing = summarize(contender.samples)
+        if not timing.q20 > 0:
+            raise RuntimeError(f"the clock gave {timing.q20} seconds for a call")
         row = contender.row
         floor = row["floor_us"]
         row.update(

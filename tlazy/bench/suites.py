@@ -119,10 +119,13 @@ def parse_shape(op: str, text: str) -> Operation:
 
 def check(operation: Operation, what: str) -> None:
     """Raise UserError, calling the operation `what`, unless its sizes fit together."""
-    for name in ("in_channels", "out_channels") if isinstance(operation, Conv1d) else ():
-        channels, groups = getattr(operation, name), operation.groups
-        if channels % groups:
-            raise UserError(f"{what}: {name} (={channels}) must be divisible by groups (={groups})")
+    if isinstance(operation, Conv1d):
+        groups = operation.groups
+        for name in ("in_channels", "out_channels"):
+            if (channels := getattr(operation, name)) % groups:
+                raise UserError(
+                    f"{what}: {name} (={channels}) must be divisible by groups (={groups})"
+                )
     try:
         tensors = operation.tensors(Draw(torch.device("meta"), torch.float32))
         y = operation.stock(*tensors)

@@ -68,7 +68,7 @@ def _speedups(record: Mapping[str, Any]) -> Figure:
     axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
     axes.axvline(1, color="black", linewidth=1.2)
     _ratio_scale(axes, [duel for _, duel in shown])
-    axes.set_xlabel("peer's median / tlazy's; whiskers: 20/80% quantiles", fontsize=9)
+    axes.set_xlabel("peer's median / tlazy's; whiskers: 20/80%", fontsize=9)
     footer = figure.get_supxlabel()
     figure.supxlabel(
         f"{_tally(found, len(shown))}\n{footer}", fontsize=FOOTER, color=SOFT, linespacing=1.4
@@ -110,7 +110,7 @@ def _bar(axes: Axes, place: int, duel: Duel) -> None:
 
 def _bar_label(problem: Problem, duel: Duel) -> str:
     name = shorten(problem.label, 52, placeholder="…")
-    return _literal(f"{name}  vs {shorten(duel.peer['peer'], 24, placeholder='…')}")
+    return _literal(f"{name}  vs {shorten(duel.peer['peer'], 30, placeholder='…')}")
 
 
 def _literal(text: str) -> str:
