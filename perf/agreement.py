@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not 0 < options.seconds < float("inf"):
             raise UserError(f"--seconds must be positive and finite, got {options.seconds}")
         problems = command.suite_problems(options.suite, device)
-        settings = Settings(device, seconds=options.seconds)
+        settings = Settings(device, seconds=options.seconds, visits=command.VISITS)
         first, second = (run(problems, settings) for _ in range(2))
     except UserError as error:
         print(f"perf.agreement: {error}", file=sys.stderr)

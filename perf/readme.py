@@ -1,6 +1,6 @@
 """Write the README's performance section from the newest record of each GPU.
 
-    python -m perf.readme            rewrites the section
+    python -m perf.readme            rewrites the section, and draws pictures that a record lacks
     python -m perf.readme --check    exit code 1 where it is out of date; writes nothing
 
 Records from CPUs are not performance results and are never shown.
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perf.record import write_report
 from tlazy.errors import UserError
 from tlazy.files import replacing
 from tlazy.report import load, units
@@ -33,6 +34,10 @@ EMPTY = (
 # Records bear their date; other JSON, such as pytest-benchmark's, may lie beside them.
 RECORDS = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*.json"
 MAIN_SUITE = "goals"
+PICTURES = {
+    "speedups.png": "Speed-ups of tlazy on {}",
+    "roofline.png": "Roofline of {} with tlazy and its peers",
+}
 UP_TO_DATE, OUT_OF_DATE, BAD_INPUT = 0, 1, 2
 
 
@@ -56,6 +61,8 @@ def update(readme: Path, results: Path, *, check: bool) -> int:
     Raises:
         UserError: where a file cannot be read or written, or the markers are not there.
     """
+    if not check:
+        _draw_what_lacks(results)
     try:
         before = readme.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -74,6 +81,15 @@ def update(readme: Path, results: Path, *, check: bool) -> int:
         raise UserError(f"cannot write {readme}: {error.strerror or error}") from error
     print(f"{readme.name}: performance section rewritten")
     return UP_TO_DATE
+
+
+def _draw_what_lacks(results: Path) -> None:
+    """Draw the newest records' pages and pictures where they are missing or older."""
+    for path, _ in newest_records(results):
+        drawn = [path.with_suffix(".html"), *(path.parent / name for name in PICTURES)]
+        written = path.stat().st_mtime_ns
+        if not all(file.exists() and file.stat().st_mtime_ns >= written for file in drawn):
+            write_report(path)
 
 
 def replace_section(text: str, section: str, source: Path) -> str:
@@ -150,13 +166,9 @@ def _provenance(path: Path, record: Mapping[str, Any], beside: Path) -> str:
 
 def _pictures(path: Path, record: Mapping[str, Any], beside: Path) -> list[str]:
     device = _plain(record["machine"]["device"])
-    described = {
-        "speedups.png": f"Speed-ups of tlazy on {device}",
-        "roofline.png": f"Roofline of {device} with tlazy and its peers",
-    }
     return [
-        f"![{text}]({_link(path.parent / name, beside)})"
-        for name, text in described.items()
+        f"![{text.format(device)}]({_link(path.parent / name, beside)})"
+        for name, text in PICTURES.items()
         if (path.parent / name).exists()
     ]
 

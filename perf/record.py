@@ -3,9 +3,10 @@
     python -m perf.record --minutes 8
 
 Writes ``perf/results/<device>/<date>.json`` as it goes, the most important first: the kernels'
-tests (under ``"tests"``), the goals, on a GPU the best tiles (``tiles.json`` beside it), the other
-suites; then ``<date>.html`` and pictures, where jinja2 and matplotlib are installed. It may be
-stopped at any point: what was measured is in the file. All that touches the device runs in
+tests (under ``"tests"``; meanwhile kernels are compiled for what follows), the goals, on a GPU the
+best tiles (``tiles.json`` beside it), the other suites; then ``<date>.html`` and pictures, where
+jinja2 and matplotlib are installed (elsewhere ``python -m perf.readme`` draws them later). It may
+be stopped at any point: what was measured is in the file. All that touches the device runs in
 processes of their own, so that a kernel that loses it or hangs costs one measurement.
 
 Exit codes: 0, also where the budget ended first; 2 for bad input; 130 and 143 where stopped.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,16 @@ import torch
 
 from perf import kernel_tests
 from tlazy.bench import command, machine, tuning
-from tlazy.bench.measuring import DeviceLost, Settings, measure
+from tlazy.bench.measuring import DeviceLost, Settings, compute_once, measure
+from tlazy.bench.peers import default_peers
 from tlazy.bench.record import Record
 from tlazy.bench.suites import SUITES, Problem
 from tlazy.errors import UserError, one_line
 
 ROOT = Path(__file__).parent.parent
 MAIN_SUITE, MOST_TUNED = "goals", 8
+# Processes that compile while the tests run, for whom, and the part of the GPU's memory of each.
+COMPILERS, COMPILED, MEMORY_OF_COMPILER = 3, ("tlazy", "compile"), 0.15
 # Parts of the budget by whose end each step is over.
 TESTS_UNTIL, GOALS_UNTIL, TILES_UNTIL, SUITES_UNTIL = 0.3, 0.8, 0.9, 0.96
 # Without a new row for so long, a measurement hangs. Compiling takes the longest.
@@ -89,7 +94,8 @@ def record_all(minutes: float, out: Path, command_line: str) -> Path:
     path = begin_record(out, device, command_line, until(TESTS_UNTIL))
     print(f"recording to {path}", flush=True)
     try:
-        run_tests(path, until(TESTS_UNTIL))
+        with compiling(device, until(TESTS_UNTIL)):
+            run_tests(path, until(TESTS_UNTIL))
         run_suites(path, device, (MAIN_SUITE,), until(GOALS_UNTIL))
         if device == "cuda":
             tiles = until(TILES_UNTIL)
@@ -119,6 +125,19 @@ def begin_record(out: Path, device: str, command_line: str, deadline: float) -> 
     if "path" in said:
         return Path(said["path"])
     raise UserError(said.get("error", f"the {device} device cannot be used: exit code {code}"))
+
+
+@contextmanager
+def compiling(device: str, deadline: float) -> Iterator[None]:
+    """Beside the block, fill the compilers' caches for the main suite, by cores that a GPU's host
+    has to spare.
+
+    Compiling takes longer than measuring does; what is not compiled by then costs time only.
+    """
+    with ExitStack() as ended:
+        for part in range(COMPILERS if device == "cuda" else 0):
+            ended.enter_context(_ended_on_exit(_started(_compile, (device, part, deadline))))
+        yield
 
 
 def run_tests(path: Path, deadline: float, tests: Sequence[str] | None = None) -> None:
@@ -216,6 +235,22 @@ def _problems(suites: Sequence[str], device: torch.device) -> list[Problem]:
     return list(found.values())
 
 
+def _compile(device: str, part: int, deadline: float, parent: int) -> int:
+    """In a worker: compute every COMPILERS-th problem once, by what compiles kernels for it."""
+    where = torch.device(device)
+    if device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(MEMORY_OF_COMPILER)
+    for problem in _problems((MAIN_SUITE,), where)[part::COMPILERS]:
+        for peer, which in itertools.product(COMPILED, problem.passes):
+            if time.monotonic() > deadline or os.getppid() != parent:
+                return OUT_OF_TIME
+            if peer in default_peers(problem, where):
+                # Too large for its share of the memory, or broken: measuring it will say so.
+                with suppress(Exception):
+                    compute_once(problem, which, peer, where)
+    return DONE
+
+
 def _tune(path: str, deadline: float, parent: int) -> int:
     """In a worker: search tiles for the most important problems."""
     device = torch.device("cuda")
@@ -232,10 +267,7 @@ def _in_worker(
 
     It is ended at the deadline, and where it leaves `record` alone for too long.
     """
-    worker: Any = multiprocessing.get_context("spawn").Process(
-        target=_work, args=(task, *values, os.getpid())
-    )
-    worker.start()
+    worker = _started(task, values)
     with _ended_on_exit(worker):
         while not _wait(
             lambda: worker.exitcode, min(deadline + OVERRUN_SECONDS, _stuck_at(record))
@@ -247,6 +279,15 @@ def _in_worker(
                 break
     worker.join()
     return int(worker.exitcode)
+
+
+def _started(task: Callable[..., int], values: tuple) -> Any:
+    """A new process that runs the task."""
+    worker = multiprocessing.get_context("spawn").Process(
+        target=_work, args=(task, *values, os.getpid())
+    )
+    worker.start()
+    return worker
 
 
 def _work(task: Callable[..., int], *values: Any) -> None:

@@ -11,7 +11,7 @@ import itertools
 import pytest
 import torch
 
-from tlazy.bench import correctness, measuring
+from tlazy.bench import correctness, machine, measuring
 from tlazy.bench.operations import Draw, Unsupported
 from tlazy.bench.peers import PEERS, default_peers
 from tlazy.bench.suites import SUITES
@@ -49,5 +49,5 @@ def test_kernel(benchmark, problem, which, peer):
         correctness.outputs(built.call, *next(prepared), which)
         torch.cuda.synchronize()
 
-    with built.context():
+    with built.context(), machine.full_float32(problem.exact):
         benchmark.pedantic(timed, rounds=50, warmup_rounds=5)

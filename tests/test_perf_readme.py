@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from perf import readme
 from perf.readme import BEGIN, EMPTY, END, main
 from tests.bench_record import H200, cpu_record, record, row
 
@@ -20,6 +21,20 @@ ROWS = [
     row(problem="small M", activation=None, layout=None),
     row("eager", None, problem="small M", activation=None, layout=None, status="wrong"),
 ]
+
+
+@pytest.fixture
+def draws():
+    """Asked for by tests that really draw."""
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch, request):
+    """The records whose pictures were asked for; only tests of the pictures draw them."""
+    paths = []
+    if "draws" not in request.fixturenames:
+        monkeypatch.setattr(readme, "write_report", paths.append)
+    return paths
 
 
 @pytest.fixture
@@ -131,6 +146,33 @@ def test_pictures_beside_the_record_are_shown_with_their_text(home):
     assert "![" not in section(home)
     (path.parent / "speedups.png").write_bytes(b"")
     assert f"![Speed-ups of tlazy on {H200}](results/h200/speedups.png)" in section(home)
+
+
+def test_pictures_are_drawn_where_they_are_missing_or_older_than_the_record(home, drawn):
+    path = put(home, record(*ROWS))
+    put(home, cpu_record(*ROWS), "cpu/2026-11-23.json")
+    assert run(home, "--check") == 1
+    assert drawn == []
+    assert run(home) == 0
+    assert drawn == [path]
+    files = [path.with_suffix(".html"), *(path.parent / name for name in readme.PICTURES)]
+    for file in files:
+        file.write_bytes(b"")
+    assert run(home) == 0
+    assert drawn == [path]
+    os.utime(files[-1], ns=(0, path.stat().st_mtime_ns - 1))
+    assert run(home) == 0
+    assert drawn == [path, path]
+
+
+@pytest.mark.usefixtures("draws")
+def test_a_record_from_a_machine_without_matplotlib_gets_its_pictures(home):
+    pytest.importorskip("matplotlib")
+    put(home, record(*ROWS))
+    text = section(home)
+    for name in readme.PICTURES:
+        assert f"(results/h200/{name})" in text
+        assert (home / "results" / "h200" / name).stat().st_size > 1000
 
 
 def test_names_cannot_break_table_or_section(home):

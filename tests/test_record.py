@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -145,7 +146,7 @@ def write_tests(folder, body, name="test_made_up.py"):
 
 
 def test_a_test_that_dies_hangs_or_loses_the_gpu_costs_itself_only(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(recording.kernel_tests, "STUCK_SECONDS", 8.0)
+    monkeypatch.setattr(recording.kernel_tests, "STUCK_SECONDS", 30.0)  # to start pytest too
     tests = write_tests(
         tmp_path,
         "def test_first(device): pass\n"
@@ -223,6 +224,48 @@ def test_a_kernel_that_ends_the_process_costs_its_own_row_only(path, monkeypatch
         for problem in ("fine", "fatal", "after")
         for peer in ("tlazy", "eager")
     }
+
+
+def pretend_to_compile(device, part, deadline, parent):
+    """In a worker: leave a file named after its process, and then hang."""
+    Path(os.environ["NOTES"], f"{os.getpid()} {part}").touch()
+    time.sleep(1000)
+
+
+def test_kernels_are_compiled_beside_the_tests_on_a_gpu_and_no_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "_compile", pretend_to_compile)
+    monkeypatch.setenv("NOTES", str(tmp_path))
+    with recording.compiling("cuda", float("inf")):
+        end = time.monotonic() + 120
+        while len(found := list(tmp_path.iterdir())) < recording.COMPILERS:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    started, parts = zip(*(path.name.split() for path in found), strict=True)
+    assert sorted(parts) == ["0", "1", "2"]
+    for process in multiprocessing.active_children():  # those that were killed may be named yet
+        process.join(30)
+    assert not any(Path(f"/proc/{process}").exists() for process in started)
+    with recording.compiling("cpu", float("inf")):
+        assert len(list(tmp_path.iterdir())) == recording.COMPILERS
+
+
+def test_every_problem_is_computed_by_one_of_those_that_compile(monkeypatch):
+    computed = []
+    fused = Linear.fused
+
+    def noting(operation, *tensors):
+        computed.append((operation.m, tensors[0].requires_grad))
+        if operation.m == 3:
+            raise RuntimeError("out of memory")
+        return fused(operation, *tensors)
+
+    monkeypatch.setattr(Linear, "fused", noting)
+    problems = [Problem("goals", f"{m}", Linear(m, 4, 4), torch.float32) for m in range(1, 8)]
+    monkeypatch.setattr(recording.command, "suite_problems", lambda suite, device: problems)
+    for part in range(recording.COMPILERS):
+        recording._compile("cpu", part, float("inf"), os.getppid())
+    assert sorted(computed) == [(m, grad) for m in range(1, 8) for grad in (False, True)]
+    assert recording._compile("cpu", 0, time.monotonic() - 1, os.getppid()) == recording.OUT_OF_TIME
 
 
 def hang(path, device, names, deadline, parent):

@@ -257,14 +257,20 @@ def bench(
         ),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the record, after every row.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the record, after every row.", parser=_path),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report to read in a browser.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a report to read in a browser.", parser=_path),
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Name what is worse than in this record; exit code 1."),
+        typer.Option(
+            metavar="FILE",
+            help="Name what is worse than in this record; exit code 1.",
+            parser=_path,
+        ),
     ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Search tiles instead, and write them as JSON.")

@@ -12,7 +12,7 @@ import tlazy.nn.functional
 from tlazy import report
 from tlazy.bench import correctness, measuring, peers, suites
 from tlazy.bench.chains import CHAINS, LinearChain
-from tlazy.bench.machine import Ceilings, measure_ceilings
+from tlazy.bench.machine import Ceilings, float32, measure_ceilings
 from tlazy.bench.measuring import Settings, measure
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import Conv1d, ConvTranspose1d, Draw, Linear, Unsupported
@@ -162,6 +162,9 @@ def test_a_shape_is_sizes_in_order_then_by_name(op, text, expected):
         ("conv1d", "2,3,50,4,5,groups=2", "--shape 2,3,50,4,5,groups=2: "),
         ("conv1d", "2,3,50,4,5,padding=some", "padding must be one of valid, same, causal"),
         ("conv1d", "2,3,50,4,5,2,padding=same", "padding='same' is not supported for strided"),
+        ("conv1d", "2,3,50,4,5,padding=1,padding=2", "padding is given twice"),
+        ("conv1d", "2,2,50,4,5,groups=3", "in_channels (=2) must be divisible by groups (=3)"),
+        ("conv1d", "2,3,50,4,5,groups=3", "out_channels (=4) must be divisible by groups (=3)"),
         ("model", "lstm,4,1,64", "model must be one of fcn, resnet, inception, mlp, got lstm"),
         ("model", "4,4,1,64", "model must be one of fcn, resnet, inception, mlp, got 4"),
     ],
@@ -181,6 +184,28 @@ def test_problems_of_a_suite_have_names_of_their_own_and_possible_shapes(name):
     for problem in problems:
         assert problem.suite == name
         suites.check(problem.operation, problem.name)
+
+
+def test_the_goals_ask_level_1_of_kernelbench_for_float32s_full_accuracy():
+    for suite, exact in (("goals", True), ("kernelbench", False)):
+        posed = [p for p in suites.SUITES[suite]() if "KernelBench 1/" in p.name]
+        assert [problem.exact for problem in posed] == [exact] * 5
+
+
+@pytest.mark.parametrize(("exact", "within"), [(True, "ieee"), (False, "tf32")])
+def test_full_float32_is_switched_on_around_a_problem_that_asks_for_it(exact, within):
+    conv = torch.backends.cudnn.conv
+    seen = set()
+
+    class Looking(SteadyTimer):
+        def prepare(self, calls):
+            seen.add(conv.fp32_precision)
+            return super().prepare(calls)
+
+    with float32(conv, "tf32"):
+        measured(small_linear(passes=("forward",), exact=exact), timer=Looking())
+        assert seen == {within}
+        assert conv.fp32_precision == "tf32"
 
 
 @pytest.mark.parametrize("name", list(suites.SUITES))
@@ -385,8 +410,9 @@ def test_every_dtype_is_checked_by_its_own_tolerance(dtype):
         assert row["error"] <= correctness.TOLERANCES[row["dtype"]]
 
 
-def test_a_network_is_measured_forward_and_backward():
-    problem = Problem("shape", "mlp", Network("mlp", 4, 1, 16), torch.float32, ("forward", "full"))
+@pytest.mark.parametrize("name", ["mlp", "fcn"])
+def test_a_network_is_measured_forward_and_backward(name):
+    problem = Problem("shape", name, Network(name, 4, 1, 16), torch.float32, ("forward", "full"))
     for row in measured(problem).rows:
         assert row["status"] == "ok", row["note"]
 
@@ -406,6 +432,71 @@ def test_peers_take_turns_on_the_same_inputs():
     counter = itertools.count()
     measured(small_linear(passes=("forward",)), timer=Watching(), rounds=3)
     assert [number for _, number in order] == [0, 1, 1, 0, 0, 1]
+
+
+def test_a_clock_that_stands_still_gives_no_time():
+    for row in measured(small_linear(), timer=SteadyTimer(0.0)).rows:
+        assert (row["status"], row["median_us"]) == ("failed", None)
+        assert row["note"] == "the clock gave 0.0 seconds for a call"
+
+
+class Drifting:
+    """Says that all calls take longer each time that somebody comes to measure them."""
+
+    def __init__(self, levels):
+        self.levels = iter(levels)
+
+    def prepare(self, calls):
+        calls[0]()
+        level = next(self.levels) * 1e-6
+        return lambda seconds: [level] * 10, ""
+
+
+def test_a_second_visit_comes_after_all_other_problems_and_widens_the_spread():
+    seen = []
+    problem = small_linear(passes=("forward", "full"))
+    record = measured(
+        problem,
+        timer=Drifting([100, 100, 100, 100, 130, 130, 100, 100]),
+        visits=2,
+        notify=lambda problem, which: seen.append(which),
+    )
+    assert seen == ["forward", "full"] * 2
+    for row in record.rows:
+        assert row["samples"] == 40
+        assert (row["q20_us"], row["q80_us"]) == pytest.approx(
+            (100, 130) if row["pass"] == "forward" else (100, 100)
+        )
+
+
+def test_visits_share_the_samples_of_one(monkeypatch):
+    asked = []
+
+    class Noting(SteadyTimer):
+        def prepare(self, calls):
+            sample, note = super().prepare(calls)
+            return lambda seconds: (asked.append(seconds), sample(seconds))[1], note
+
+    for visits in (1, 2):
+        measured(small_linear(passes=("forward",)), timer=Noting(), visits=visits, seconds=0.2)
+        assert sum(asked) == pytest.approx(2 * 0.2)
+        asked.clear()
+
+
+def test_what_is_wrong_at_the_second_visit_loses_its_time(monkeypatch):
+    right = tlazy.nn.functional.linear
+
+    def again(problem, which):
+        if seen:
+            monkeypatch.setattr(tlazy.nn.functional, "linear", wrong_by_a_percent)
+        seen.append(which)
+
+    seen = []
+    record = measured(small_linear(passes=("forward",)), visits=2, notify=again)
+    ours, eager = record.rows
+    assert (ours["status"], ours["median_us"], ours["samples"]) == ("wrong", None, 0)
+    assert eager["status"] == "ok"
+    assert tlazy.nn.functional.linear is not right
 
 
 def test_nothing_starts_after_the_deadline():

@@ -1,6 +1,7 @@
 """What `tlazy bench` does on a GPU, on a pretended one: events, graphs, peers, a lost device."""
 
 import itertools
+import statistics
 import sys
 from types import ModuleType
 
@@ -17,7 +18,7 @@ from tlazy.bench.machine import Ceilings, measure_ceilings
 from tlazy.bench.measuring import DeviceLost, Settings, measure
 from tlazy.bench.operations import Conv1d, Linear, Unsupported
 from tlazy.bench.record import Record
-from tlazy.bench.suites import Problem, depthwise
+from tlazy.bench.suites import SINGLE, Problem, depthwise
 from tlazy.bench.timing import DeviceTimer, FirstCallTimer, HostTimer, own_stream, summarize
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
@@ -156,6 +157,15 @@ def test_first_calls_are_timed_once_each_and_again_for_comparison(gpu):
     assert note == "first calls; 60.0 us when called again"
 
 
+def test_quantiles_of_equal_samples_lie_on_their_sides_of_the_median():
+    times = [1e-7 * (1 + i / 997) for i in range(500)]
+    for summary in (summarize([time] * 7) for time in times):
+        assert summary.q20 <= summary.median <= summary.q80
+    assert any(
+        statistics.quantiles([time] * 7, method="inclusive", n=5)[0] > time for time in times
+    )
+
+
 # Measuring
 
 
@@ -167,7 +177,7 @@ def measured(*problems, peers=None, path=None):
 
 
 def half(name, operation, *passes, **options):
-    return Problem("shape", name, operation, torch.float16, passes or ("forward",), **options)
+    return Problem("made up", name, operation, torch.float16, passes or ("forward",), **options)
 
 
 class CausalConv1d(ModuleType):
@@ -211,6 +221,15 @@ def test_every_peer_of_a_convolution_is_right_and_timed(computing, which):
         assert row["peak_memory_bytes"] == 4000
         assert "CUDA graph replay" in row["note"]
         assert row["floor_fraction"] > 0
+
+
+@pytest.mark.parametrize(
+    "operation", [Linear(4, 4, 4), Conv1d(1, 4, 9, 4, 3), depthwise(1, 4, 9, 3)]
+)
+def test_a_shape_by_itself_is_measured_beside_the_compiler(operation):
+    single = Problem(SINGLE, "", operation)
+    assert "compile" in peers.default_peers(single, GPU)
+    assert len(set(peers.default_peers(single, GPU))) == len(peers.default_peers(single, GPU))
 
 
 @pytest.mark.parametrize("which", ["forward", "full"])

@@ -10,8 +10,9 @@ import pytest
 
 from tests.bench_record import H200, cpu_record, record, row
 from tests.browser import CHROMIUM, chromium
+from tlazy.bench.peers import PEERS
 from tlazy.errors import UserError
-from tlazy.report import write_html, write_pngs
+from tlazy.report import pictures, write_html, write_pngs
 
 pytest.importorskip("jinja2", reason="the report needs the plot extra: jinja2")
 figures = pytest.importorskip(
@@ -129,6 +130,34 @@ def test_hundreds_of_rows_make_a_page_and_pictures(page, tmp_path):
     assert len(shown.having("fill")) == 150
     assert len([a for a in shown.having("mark") if "data-row" in a]) == 300
     write_pngs(record(*rows), tmp_path)
+
+
+def test_every_peer_of_the_benchmark_has_a_mark_of_its_own(page):
+    rows = [row("tlazy"), *(row(peer, 120.0) for peer in PEERS if peer != "tlazy")]
+    shown = page(record(*rows))
+    marks = [mark["href"] for mark in shown.having("mark") if "data-row" in mark]
+    assert len(set(marks)) == len(marks) == len(PEERS)
+    assert len(set(pictures.MARKERS)) == len(set(pictures.COLOURS)) >= len(PEERS)
+
+
+def test_a_picture_of_very_many_comparisons_shows_each_problem_beside_its_fastest_peer(
+    tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    times = {"tlazy": 100.0, "eager": 150.0, "compile": 90.0, "fla": None}
+    rows = [
+        row(peer, time, problem=f"layer {i}") for i in range(30) for peer, time in times.items()
+    ]
+    write_pngs(record(*rows), tmp_path)
+    axes = drawn[0].axes[0]
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert len(labels) == 30
+    assert all(label.endswith("vs compile") for label in labels)
+    said = drawn[0].get_supxlabel()
+    assert "30 problems, each beside its fastest peer; of all 90 comparisons:" in said
+    assert "eager: 30 faster, 0 slower; compile: 0 faster, 30 slower" in said
+    assert "fla: 0 faster, 0 slower, 30 not compared" in said
 
 
 def test_losing_is_said_and_striped(page):

@@ -117,6 +117,16 @@ def test_the_launchers_own_choice_stands_where_nothing_beats_it(tmp_path):
 
 
 @interpreted
+def test_what_looks_no_tile_up_is_left_out(tmp_path):
+    first_layer = Conv1d(2, 1, 400, 16, 10, 5, bias=False)
+    found = tuning.tune(
+        [problem(first_layer), problem()], CPU, tmp_path / "tiles.json", timer=Counting(100, -1)
+    )
+    assert "conv1d_forward" not in {entry["launcher"] for entry in found}
+    assert "linear_forward" in {entry["launcher"] for entry in found}
+
+
+@interpreted
 def test_a_tile_that_computes_wrong_values_is_never_chosen(tmp_path, monkeypatch):
     right = linear.linear_forward
 

@@ -30,6 +30,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 SCALES = ("full", "small")
+VISITS = 2
 EXTRA = "pip install 'tlazy[plot]'"
 
 
@@ -90,7 +91,7 @@ def plan(options: Options) -> Plan:
     if options.compare is not None:
         old = record.load(options.compare)
         record.check_same_device(old["machine"], machine.machine(device))
-    return Plan(problems, Settings(device, peers=names, deadline=deadline), old)
+    return Plan(problems, Settings(device, peers=names, deadline=deadline, visits=VISITS), old)
 
 
 def run(options: Options, command: str) -> int:
@@ -111,7 +112,7 @@ def run(options: Options, command: str) -> int:
     result.write()
     interrupted = False
     try:
-        with table.progress(checked.problems) as notify:
+        with table.progress(checked.problems, checked.settings.visits) as notify:
             settings = dataclasses.replace(checked.settings, notify=notify)
             if measure(checked.problems, result, settings):
                 result.finish()
@@ -133,9 +134,10 @@ def run(options: Options, command: str) -> int:
 
 def precisions(problems: Iterable[Problem], device: torch.device) -> list[Precision]:
     """The precisions whose ceilings the floors of `problems` need."""
-    found = {
-        machine.precision_of(problem.dtype, device, problem.operation.op) for problem in problems
-    }
+    found = set()
+    for problem in problems:
+        with machine.full_float32(problem.exact):
+            found.add(machine.precision_of(problem.dtype, device, problem.operation.op))
     return sorted(found)
 
 
@@ -226,7 +228,7 @@ def _one_problem(options: Options, device: torch.device, dtype: torch.dtype | No
     if dtype is None:
         networks_and_cpus = operation.op == "model" or device.type == "cpu"
         dtype = torch.float32 if networks_and_cpus else torch.bfloat16
-    problem = Problem("shape", f"{operation.op} {options.shape}", operation, dtype)
+    problem = Problem(suites.SINGLE, f"{operation.op} {options.shape}", operation, dtype)
     _check_memory(problem, device)
     return problem
 

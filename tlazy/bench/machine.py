@@ -7,7 +7,8 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,26 @@ def precision_of(dtype: torch.dtype, device: torch.device, op: str) -> Precision
     return "tf32" if switch.fp32_precision == "tf32" else "float32"
 
 
+@contextmanager
+def float32(switch: Any, precision: str | None) -> Iterator[None]:
+    """Set one of PyTorch's switches of float32's precision; None leaves it as it is."""
+    before = switch.fp32_precision
+    switch.fp32_precision = precision or before
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+@contextmanager
+def full_float32(wanted: bool = True) -> Iterator[None]:
+    """Where `wanted`, neither products nor convolutions of float32 may round to tf32."""
+    backends: Any = torch.backends
+    precision = "ieee" if wanted else None
+    with float32(backends.cuda.matmul, precision), float32(backends.cudnn.conv, precision):
+        yield
+
+
 def measure_ceilings(
     device: torch.device, precisions: Iterable[Precision], timer: Timer | None = None
 ) -> Ceilings:
@@ -90,15 +111,10 @@ def _matmul_rate(device: torch.device, precision: Precision, timer: Timer) -> fl
     size = MATMUL_SIZE[device.type]
     dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
     a, b = (torch.empty(size, size, device=device, dtype=dtype).normal_() for _ in range(2))
-    switch: Any = torch.backends.cuda.matmul
-    before = switch.fp32_precision
-    if device.type == "cuda":
-        switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    try:
+    how = "tf32" if precision == "tf32" else "ieee"
+    with float32(torch.backends.cuda.matmul, how if device.type == "cuda" else None):
         sample, _ = timer.prepare([lambda: a @ b])
         return 2 * size**3 / min(sample(SECONDS_EACH))
-    finally:
-        switch.fp32_precision = before
 
 
 def _or_none(measure: Any) -> float | None:

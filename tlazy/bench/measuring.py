@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +39,9 @@ NEW_LENGTHS, LENGTH_STEP = 9, 37
 TRIED = "hung, ended the process or was stopped"
 UNFINISHED = "stopped before it was measured"
 
+# What a row has only if it has a time.
+TIMES = ("median_us", "q20_us", "q80_us", "tflops", "gbps", "floor_fraction")
+
 # An operation's tensors, and the gradient of its output.
 InputSet = tuple[list[Tensor], Tensor]
 
@@ -56,6 +59,9 @@ class Settings:
         peers: names of PEERS; None for those that fit each operation.
         seconds: of samples of each peer, for each problem and pass.
         rounds: turns that the peers take at it, so that a drift of the clock meets all of them.
+        visits: how often each problem is come back to, after all others and with inputs drawn
+            anew, for its share of the rounds: what changes within minutes, or with where tensors
+            lie in memory, so shows in the spread of one run.
         deadline: on ``time.monotonic``'s scale; no group starts after it.
         timer: None for the device's own.
         notify: told of each (problem, pass) before it starts.
@@ -65,6 +71,7 @@ class Settings:
     peers: Sequence[str] | None = None
     seconds: float = 0.2
     rounds: int = 4
+    visits: int = 1
     deadline: float = float("inf")
     timer: Timer | None = None
     notify: Callable[[Problem, Pass], None] = lambda problem, which: None
@@ -84,6 +91,7 @@ def measure(problems: Iterable[Problem], record: Record, settings: Settings) -> 
     """
     generator = torch.Generator(settings.device)
     generator.seed()
+    groups = []
     for problem in problems:
         for which in problem.passes:
             group = _Group(problem, which, record, settings, generator)
@@ -94,6 +102,13 @@ def measure(problems: Iterable[Problem], record: Record, settings: Settings) -> 
             settings.notify(problem, which)
             if not group.measure():
                 return False
+            groups.append(group)
+    for _ in range(settings.visits - 1):
+        for group in groups:
+            if time.monotonic() > settings.deadline:
+                return True
+            settings.notify(group.problem, group.which)
+            group.measure_again()
     return True
 
 
@@ -104,7 +119,7 @@ class _Contender:
     row: Row
     sample: Sampler
     note: str
-    samples: list[float] = field(default_factory=list)
+    samples: list[float]
 
 
 class _Group:
@@ -123,13 +138,17 @@ class _Group:
         self.generator = generator
         self.timer = settings.timer or _timer(problem, settings.device)
         self.gradients = which != "forward" or problem.timed == "host with grad"
-        self.precision = machine.precision_of(problem.dtype, settings.device, problem.operation.op)
+        with machine.full_float32(problem.exact):
+            self.precision = machine.precision_of(
+                problem.dtype, settings.device, problem.operation.op
+            )
         # Only the device's work has a floor.
         works = problem.timed == "device"
         self.cost: Cost | None = problem.operation.cost(problem.dtype, which) if works else None
         peers = settings.peers or default_peers(problem, settings.device)
         rows = [self._row(peer) for peer in peers]
         self.missing = [row for row in rows if self._is_missing(row)]
+        self.samples: dict[str, list[float]] = {row["peer"]: [] for row in rows}
 
     def measure(self) -> bool:
         """Check each missing peer, then time those that are right in turns.
@@ -137,24 +156,35 @@ class _Group:
         Returns:
             whether all was measured before the deadline.
         """
-        with own_stream(self.settings.device):
-            entered = self._measure()
+        return self._visit(self.missing) == len(self.missing)
+
+    def measure_again(self) -> None:
+        """Add samples of the peers that have some, from inputs drawn anew.
+
+        A length is new once only.
+        """
+        if self.problem.timed != "new length":
+            self._visit([row for row in self.missing if row["status"] == "ok"])
+
+    def _visit(self, rows: Sequence[Row]) -> int:
+        """Measure these rows' peers, and say how many had their turn."""
+        with machine.full_float32(self.problem.exact), own_stream(self.settings.device):
+            entered = self._measure(rows)
         if self.settings.device.type == "cuda":
             torch.cuda.empty_cache()  # the next problem needs blocks of other sizes
-        return entered == len(self.missing)
+        return entered
 
-    def _measure(self) -> int:
-        """Measure, and say how many peers had their turn."""
+    def _measure(self, rows: Sequence[Row]) -> int:
         try:
             sets = self._input_sets()
             wanted = correctness.expected(self.problem.operation, *sets[0], self.which)
         except RuntimeError as error:
-            for row in self.missing:
+            for row in rows:
                 self._fail(row, error)
-            return len(self.missing)
+            return len(rows)
         entered = 0
         contenders: list[_Contender | None] = []
-        for row in self.missing:
+        for row in rows:
             if contenders and time.monotonic() > self.settings.deadline:
                 break
             contenders.append(self._enter(row, sets, wanted))
@@ -185,7 +215,6 @@ class _Group:
         floor = None
         if cost is not None:
             floor = self.record.ceilings.floor(cost, self.precision, device)
-        unmeasured = ("error", "median_us", "q20_us", "q80_us", "tflops", "gbps")
         return {
             "suite": problem.suite,
             "op": operation.op,
@@ -199,12 +228,12 @@ class _Group:
             "backend": "",
             "status": "failed",
             "note": UNFINISHED,
-            **dict.fromkeys(unmeasured),
+            "error": None,
+            **dict.fromkeys(TIMES),
             "samples": 0,
             "flops": cost and cost.flops,
             "bytes": cost and cost.bytes,
             "floor_us": None if floor is None else floor * 1e6,
-            "floor_fraction": None,
             "peak_memory_bytes": None,
         }
 
@@ -212,7 +241,7 @@ class _Group:
         self, row: Row, sets: Sequence[InputSet], wanted: Sequence[Tensor]
     ) -> _Contender | None:
         """Build and check the row's peer; None, and a row that says why, where it has no time."""
-        self._replace(row, note=TRIED)
+        self._announce(row, TRIED)
         try:
             with torch.set_grad_enabled(self.gradients):
                 built = PEERS[row["peer"]](self.problem.operation, sets[0][0][0])
@@ -224,10 +253,15 @@ class _Group:
             sample, how = prepared
             precision = "float32 by tf32" if self.precision == "tf32" else ""
             note = "; ".join(filter(None, (built.note, precision, how)))
-            row["note"] = UNFINISHED
-            return _Contender(row, lambda seconds: inside(lambda: sample(seconds)), note)
+            self._announce(row, UNFINISHED)
+            return _Contender(
+                row,
+                lambda seconds: inside(lambda: sample(seconds)),
+                note,
+                self.samples[row["peer"]],
+            )
         except Unsupported as error:
-            self._replace(row, status="unsupported", note=str(error))
+            self._refuse(row, "unsupported", str(error))
         except Exception as error:  # a peer's own exceptions are any
             self._fail(row, error)
         return None
@@ -276,7 +310,7 @@ class _Group:
         row["error"] = finite(worst)
         if worst <= limit:
             return True
-        self._replace(row, status="wrong", note=f"relative error {worst:.1e}, allowed {limit:.0e}")
+        self._refuse(row, "wrong", f"relative error {worst:.1e}, allowed {limit:.0e}")
         return False
 
     def _tolerance(self, one: InputSet, wanted: Sequence[Tensor]) -> float:
@@ -311,24 +345,25 @@ class _Group:
 
     def _take_turns(self, contenders: list[_Contender]) -> None:
         """Sample the contenders round by round; the file has the times after each round."""
-        each = self.settings.seconds / self.settings.rounds
-        for _ in range(self.settings.rounds):
+        rounds = -(-self.settings.rounds // self.settings.visits)
+        each = self.settings.seconds / rounds / self.settings.visits
+        for _ in range(rounds):
             for contender in list(contenders):
-                if not contender.samples:
-                    self._replace(contender.row, note=TRIED)
+                self._announce(contender.row, TRIED)
                 try:
                     contender.samples += contender.sample(each)
+                    self._note_time(contender)
                 except Exception as error:  # as above
                     contenders.remove(contender)
                     self._fail(contender.row, error)
-                else:
-                    self._note_time(contender)
             self.record.write()
             contenders = contenders[1:] + contenders[:1]
 
     def _note_time(self, contender: _Contender) -> None:
         """Put what was sampled so far into the contender's row."""
         timing = summarize(contender.samples)
+        if not timing.q20 > 0:
+            raise RuntimeError(f"the clock gave {timing.q20} seconds for a call")
         row = contender.row
         floor = row["floor_us"]
         row.update(
@@ -343,14 +378,21 @@ class _Group:
             floor_fraction=None if floor is None else floor / (timing.median * 1e6),
         )
 
-    def _replace(self, row: Row, **values: Any) -> None:
-        row.update(values)
+    def _announce(self, row: Row, note: str) -> None:
+        """Say what goes on in a row that has no time yet."""
+        if row["status"] != "ok":
+            row["note"] = note
+            self.record.put(row)
+
+    def _refuse(self, row: Row, status: str, note: str) -> None:
+        """Say why the row has no time, or has none any more."""
+        row.update(dict.fromkeys(TIMES), samples=0, status=status, note=note)
         self.record.put(row)
 
     def _fail(self, row: Row, error: Exception) -> None:
         """Say in the row what happened; stop everything where the device is lost."""
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        self._replace(row, status="failed", note=reason)
+        self._refuse(row, "failed", reason)
         if self.settings.device.type != "cuda":
             return
         if isinstance(error, torch.OutOfMemoryError):
@@ -363,12 +405,27 @@ class _Group:
             ) from lost
 
 
+def compute_once(problem: Problem, which: Pass, peer: str, device: torch.device) -> None:
+    """Compute a problem by a peer without timing it, so that its kernels are compiled.
+
+    Raises:
+        Exception: whatever the peer raises.
+    """
+    gradients = which != "forward"
+    draw = Draw(device, problem.dtype)
+    with machine.full_float32(problem.exact), torch.set_grad_enabled(gradients):
+        tensors, gradient = input_set(problem.operation, draw, gradients=gradients)
+        built = PEERS[peer](problem.operation, tensors[0])
+        with built.context():
+            correctness.outputs(built.call, *built.prepare(tensors, gradient), which)
+
+
 def input_set(operation: Operation, draw: Draw, *, gradients: bool = False) -> InputSet:
     """Random tensors, which take gradients or not, and the gradient of the output."""
     y = operation.stock(*operation.tensors(Draw(torch.device("meta"), draw.dtype)))
     tensors = operation.tensors(draw)
-    for tensor in tensors:
-        tensor.requires_grad_(gradients and tensor.is_floating_point())
+    for tensor in operation.differentiable(tensors):
+        tensor.requires_grad_(gradients)
     return tensors, operation.output_gradient(draw, y)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -64,6 +65,11 @@ class Network(Operation):
     def tensors(self, draw: Draw) -> list[Tensor]:
         x = draw.normal(self.batch, self.channels, self.length)
         return [x, *(self._moved(t, draw) for t in self.net.state_dict().values())]
+
+    def differentiable(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        learned = dict(self.net.named_parameters())
+        state = zip(self.net.state_dict(), tensors[1:], strict=True)
+        return [tensors[0], *(t for name, t in state if name in learned)]
 
     def stock(self, *tensors: Tensor) -> Tensor:
         return self._call(self.stock_net, *tensors)

@@ -79,6 +79,10 @@ class Operation:
         """The input, then the parameters (and buffers, which take no gradient)."""
         raise NotImplementedError
 
+    def differentiable(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Those of `tensors` that take a gradient: all but a network's buffers."""
+        return tensors
+
     def output_gradient(self, draw: Draw, y: Tensor) -> Tensor:
         """dL/dy for the backward pass, in the layout of the input."""
         return draw.normal(*y.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tlazy
 from tlazy.bench.operations import Conv1d, ConvTranspose1d, Linear, Operation, Unsupported
-from tlazy.bench.suites import Problem
+from tlazy.bench.suites import SINGLE, Problem
 from tlazy.errors import UserError
 
 
@@ -223,11 +223,18 @@ def default_peers(problem: Problem, device: torch.device) -> Sequence[str]:
 
     Compiling takes tens of seconds on a CPU, so there ``--peer compile`` has to ask for it.
     """
-    operation = problem.operation
     if device.type != "cuda" or problem.timed.startswith("host"):
         return ("tlazy", "eager")
     if problem.timed == "new length":
         return ("tlazy", "eager", "cudnn-benchmark")
+    names = _fitting(problem.operation)
+    # In suites its seconds for each convolution are better spent on the next problem.
+    missing = problem.suite == SINGLE and "compile" not in names
+    return (*names, "compile") if missing else names
+
+
+def _fitting(operation: Operation) -> Sequence[str]:
+    """The peers that are worth their time on the device's work."""
     if operation.op == "depthwise":
         return ("tlazy", "eager", "causal-conv1d", "fla", "eager-channels-last")
     if isinstance(operation, Conv1d):

@@ -28,7 +28,11 @@ Timed = Literal["device", "host", "host with grad", "new length"]
 
 @dataclass(frozen=True)
 class Problem:
-    """An operation with a name, in a dtype, the passes to measure, and what of them is timed."""
+    """An operation with a name, in a dtype, the passes to measure, and what of them is timed.
+
+    Attributes:
+        exact: whether float32 keeps its full accuracy, where PyTorch's switches would let it go.
+    """
 
     suite: str
     name: str
@@ -36,6 +40,7 @@ class Problem:
     dtype: torch.dtype = torch.bfloat16
     passes: tuple[Pass, ...] = ("forward", "full")
     timed: Timed = "device"
+    exact: bool = False
 
     def small(self) -> Problem:
         """The same problem with its sizes halved until a CPU measures it in milliseconds."""
@@ -63,7 +68,9 @@ def depthwise(
     return Conv1d(*sizes, bias=bias)
 
 
-# What `tlazy bench OP --shape` builds.
+# In place of a suite's name, for the problem that `tlazy bench OP --shape` makes.
+SINGLE = "shape"
+# What it builds.
 BUILDERS: dict[str, Callable[..., Operation]] = {
     "linear": Linear,
     "conv1d": Conv1d,
@@ -93,6 +100,8 @@ def parse_shape(op: str, text: str) -> Operation:
     named: dict[str, Any] = {}
     for part in text.split(","):
         name, equals, value = part.strip().partition("=")
+        if name in named:
+            raise UserError(f"--shape {text}: {name} is given twice")
         if equals:
             named[name] = _value(value)
         else:
@@ -110,6 +119,13 @@ def parse_shape(op: str, text: str) -> Operation:
 
 def check(operation: Operation, what: str) -> None:
     """Raise UserError, calling the operation `what`, unless its sizes fit together."""
+    if isinstance(operation, Conv1d):
+        groups = operation.groups
+        for name in ("in_channels", "out_channels"):
+            if (channels := getattr(operation, name)) % groups:
+                raise UserError(
+                    f"{what}: {name} (={channels}) must be divisible by groups (={groups})"
+                )
     try:
         tensors = operation.tensors(Draw(torch.device("meta"), torch.float32))
         y = operation.stock(*tensors)
@@ -166,7 +182,8 @@ def _goals() -> Iterator[Problem]:
     yield Problem(p, "FCN layer 2", fcn)
     conformer = depthwise(32, 512, 1000, 31, padding="same")
     yield Problem(p, "Conformer depthwise", dataclasses.replace(conformer, activation="silu"))
-    yield from _level1(p)
+    for posed in _level1(p):
+        yield dataclasses.replace(posed, name=f"{posed.name}, full float32", exact=True)
     yield Problem(p, "linear 4096 relu", Linear(4096, 4096, 4096, activation="relu"))
     yield Problem(p, "linear 4096 gelu_tanh", Linear(4096, 4096, 4096, activation="gelu_tanh"))
     yield Problem(p, "linear 4096 gelu float16", _gelu(Linear(4096, 4096, 4096)), torch.float16)

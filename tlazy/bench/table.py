@@ -15,16 +15,20 @@ from rich.table import Table
 
 from tlazy.bench.operations import Pass
 from tlazy.bench.suites import Problem
+from tlazy.report import units
 
 GROUP = ("suite", "op", "problem", "shape", "dtype", "pass", "activation", "layout")
 NARROW = 160
+NUMBERS = ("median us", "20-80%", "TFLOP/s", "GB/s", "of floor", "peak", "error", "tlazy is")
 
 
 @contextmanager
-def progress(problems: Sequence[Problem]) -> Iterator[Callable[[Problem, Pass], None]]:
+def progress(
+    problems: Sequence[Problem], visits: int = 1
+) -> Iterator[Callable[[Problem, Pass], None]]:
     """Say what is being measured: in place on a terminal, a line for each problem elsewhere."""
     console = Console(stderr=True)
-    total = sum(len(problem.passes) for problem in problems)
+    total = visits * sum(len(problem.passes) for problem in problems)
     if console.is_terminal:
         with console.status("measuring the machine's ceilings") as status:
             counter = iter(range(1, total + 1))
@@ -46,8 +50,7 @@ def show(content: Mapping[str, Any], console: Console | None = None) -> None:
     table = Table(title=None, caption=_caption(content), caption_justify="left")
     table.add_column("problem", overflow="fold")
     table.add_column("peer", no_wrap=True)
-    numbers = ("median us", "20-80%", "TFLOP/s", "GB/s", "of floor", "error", "tlazy is")
-    for name in numbers:
+    for name in NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
     for _, members in groupby(content["rows"], key=lambda row: [row[name] for name in GROUP]):
         _add_group(table, list(members))
@@ -87,13 +90,14 @@ def _cells(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> list[str]:
         times = row["median_us"] / ours["median_us"]
         overlap = row["q20_us"] <= ours["q80_us"] and ours["q20_us"] <= row["q80_us"]
         ratio = f"{times:.2f}x" + (" ~" if overlap else "")
-    floor = row["floor_fraction"]
+    floor, peak = row["floor_fraction"], row["peak_memory_bytes"]
     return [
         f"{row['median_us']:,.1f}",
         f"{row['q20_us']:,.1f}-{row['q80_us']:,.1f}",
         "" if row["tflops"] is None else f"{row['tflops']:.3g}",
         "" if row["gbps"] is None else f"{row['gbps']:.3g}",
         "" if floor is None else f"{floor:.0%}",
+        "" if peak is None else units.memory(peak),
         f"{row['error']:.0e}",
         ratio,
     ]
@@ -101,7 +105,7 @@ def _cells(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> list[str]:
 
 def _refusal(row: Mapping[str, Any]) -> list[str]:
     error = "" if row["error"] is None else f"{row['error']:.0e}"
-    return [escape(row["status"]), escape(row["note"][:60]), "", "", "", error, ""]
+    return [escape(row["status"]), escape(row["note"][:60]), "", "", "", "", error, ""]
 
 
 def _caption(content: Mapping[str, Any]) -> str:
@@ -112,5 +116,6 @@ def _caption(content: Mapping[str, Any]) -> str:
     return escape(
         f"{content['machine']['device']}{copied}; torch {versions['torch']}, triton "
         f"{versions['triton']}\n'tlazy is': times as fast as the peer; ~ where the spreads "
-        f"overlap; 'of floor': the least possible time over the median{whole}"
+        f"overlap; 'of floor': the least possible time over the median; "
+        f"'peak': memory that a call allocates, on a GPU{whole}"
     )

@@ -60,7 +60,9 @@ def summarize(samples: Sequence[float]) -> Timing:
     if len(samples) == 1:
         return Timing(samples[0], samples[0], samples[0], 1)
     fifths = statistics.quantiles(samples, n=5, method="inclusive")
-    return Timing(statistics.median(samples), fifths[0], fifths[3], len(samples))
+    median = statistics.median(samples)
+    # Between equal samples interpolation rounds, to either side.
+    return Timing(median, min(fifths[0], median), max(fifths[3], median), len(samples))
 
 
 class HostTimer:

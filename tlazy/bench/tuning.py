@@ -220,7 +220,11 @@ def _zeros(operation: Conv1d) -> tuple[int, int]:
 def _search_one(
     problem: Problem, launcher: Launcher, device: torch.device, timer: Timer, deadline: float
 ) -> dict[str, Any] | None:
-    """The best tile of one launcher as an entry; None where not even its own choice works."""
+    """The best tile of one launcher as an entry.
+
+    None where not even its own choice works, or where it looks no tile up: a kernel of another
+    kind serves this problem.
+    """
     operation = problem.operation
     generator = torch.Generator(device)
     generator.seed()
@@ -248,7 +252,7 @@ def _search_one(
     launch.forget_plans()
     with tuned.asked() as keys:
         own = sampler(None)
-    if own is None:
+    if own is None or not keys:
         return None
     seeds = DEPTHWISE_SEEDS if operation.op == "depthwise" else SEEDS
     times = search(seeds, evaluate, deadline)

@@ -44,8 +44,8 @@ def ratio_axis(duels: Iterable[Duel]) -> Axis:
     return Axis(min([0.8, *ends]) / 1.06, max([1.25, *ends]) * 1.06)
 
 
-def ratio_ticks(axis: Axis) -> list[float]:
-    """Round ratios, of which 1 is one, that leave each other room on a phone.
+def ratio_ticks(axis: Axis, apart: float = 0.1) -> list[float]:
+    """Round ratios, of which 1 is one, at least so far `apart`, from which a phone has room.
 
     >>> ratio_ticks(Axis(0.75, 12))
     [1.0, 1.5, 2.0, 3, 5.0, 10.0]
@@ -54,6 +54,6 @@ def ratio_ticks(axis: Axis) -> list[float]:
     round_ones = [digit * 10.0**power for digit in (1, 2, 5) for power in range(-6, 7)]
     for tick in (*round_ones, 4, 8, 0.25, 1.5, 3, 6, 0.8, 1.2, 0.6, 0.9, 1.1, 0.7, 1.4, 0.4, 0.3):
         inside = axis.low < tick < axis.high
-        if inside and all(abs(axis.place(tick) - axis.place(one)) > 0.1 for one in kept):
+        if inside and all(abs(axis.place(tick) - axis.place(one)) > apart for one in kept):
             kept.append(tick)
     return sorted(kept)

@@ -18,7 +18,7 @@ from tlazy.report.comparison import Problem, peer_names, problems, scores
 from tlazy.report.record import check, start
 from tlazy.report.roofline import Roof, Roofline, datasheet, roofline
 
-SHAPES = 8  # as many as page.html.j2 draws and page.css colours
+SHAPES = 11  # as many as page.html.j2 draws and page.css colours
 PLOT_HEIGHT = 336  # pixels of the plot's inside on a phone, where it is lowest
 LABEL_HEIGHT = 14
 FILTERS = ("suite", "op", "dtype", "pass", "peer", "status")
@@ -81,6 +81,7 @@ def _view(record: Mapping[str, Any]) -> dict[str, Any]:
         "ratio_ticks": ticks,
         "ratio_grid": _grid([axis.place(tick) for tick in ticks]),
         "plot": plot,
+        "plotted": {point.row["peer"] for point in plot.points},
         "labels": _labels(plot),
         "datasheet": datasheet(record),
         "columns": table.COLUMNS,

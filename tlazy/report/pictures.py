@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FASTER, SLOWER, SOFT = "#1f7a4d", "#c0271d", "#575e68"
-COLOURS = ("#2257bf", "#c2500f", "#17795e", "#9a2f8f", "#85690b", "#b0204e", "#4d5b6b", "#5b3fc4")
-MARKERS = "os^Dv*hP"
-MOST_BARS = 30  # more cannot be read on one picture
+FASTER, SLOWER, SOFT, DARK = "#1f7a4d", "#c0271d", "#575e68", "#8a5300"
+COLOURS = (
+    *("#2257bf", "#c2500f", "#17795e", "#9a2f8f", "#85690b", "#b0204e", "#4d5b6b", "#5b3fc4"),
+    *("#0b7490", "#5f7310", "#8a4b2c"),
+)
+MARKERS = "os^Dv*hP<>X"
+MOST_BARS = 40  # more cannot be read on one picture
+FOOTER = 7.5  # points
 WIDTH = 8.0  # inches; at 150 dots an inch, its 9 point text is 12 pixels high at 800 pixels width
 
 
@@ -51,6 +56,8 @@ def write_pngs(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
 def _speedups(record: Mapping[str, Any]) -> Figure:
     found = problems(record["rows"])
     bars = [(problem, duel) for problem in found for duel in problem.duels]
+    if len(bars) > MOST_BARS:
+        bars = [(problem, duel) for problem in found for duel in _hardest(problem)]
     shown = bars[:MOST_BARS]
     figure, axes = _figure(record, "tlazy's speed-up over its peers", 1.9 + 0.34 * len(shown))
     for place, (_, duel) in enumerate(shown):
@@ -61,8 +68,11 @@ def _speedups(record: Mapping[str, Any]) -> Figure:
     axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
     axes.axvline(1, color="black", linewidth=1.2)
     _ratio_scale(axes, [duel for _, duel in shown])
-    axes.set_xlabel("peer's median / tlazy's; whiskers: 20/80% quantiles", fontsize=9)
-    axes.set_title(_tally([duel for _, duel in bars], len(shown)), fontsize=9, color=SOFT)
+    axes.set_xlabel("peer's median / tlazy's; whiskers: 20/80%", fontsize=9)
+    footer = figure.get_supxlabel()
+    figure.supxlabel(
+        f"{_tally(found, len(shown))}\n{footer}", fontsize=FOOTER, color=SOFT, linespacing=1.4
+    )
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -71,8 +81,8 @@ def _speedups(record: Mapping[str, Any]) -> Figure:
 
 def _bar(axes: Axes, place: int, duel: Duel) -> None:
     if duel.speedup is None:
-        note = shorten(f"no comparison: {duel.missing}", 60, placeholder="…")
-        axes.text(1.0, place, _literal(f"  {note}"), va="center", fontsize=8, color="#8a5300")
+        status = duel.peer["status"] if duel.peer["status"] != "ok" else "tlazy has no time"
+        axes.text(1.0, place, f"  no comparison: {status}", va="center", fontsize=8, color=DARK)
         return
     wins = duel.verdict == "faster"
     axes.barh(
@@ -100,7 +110,7 @@ def _bar(axes: Axes, place: int, duel: Duel) -> None:
 
 def _bar_label(problem: Problem, duel: Duel) -> str:
     name = shorten(problem.label, 52, placeholder="…")
-    return _literal(f"{name}  vs {shorten(duel.peer['peer'], 24, placeholder='…')}")
+    return _literal(f"{name}  vs {shorten(duel.peer['peer'], 30, placeholder='…')}")
 
 
 def _literal(text: str) -> str:
@@ -116,21 +126,32 @@ def _ratio_scale(axes: Axes, duels: Sequence[Duel]) -> None:
     scale = Axis(scale.low, scale.high * (scale.high / scale.low) ** 0.34)
     axes.set_xscale("log")
     axes.set_xlim(scale.low, scale.high)
-    axes.xaxis.set_major_locator(FixedLocator(ratio_ticks(scale)))
+    axes.xaxis.set_major_locator(FixedLocator(ratio_ticks(scale, apart=0.16)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{units.digits(ratio)}×"))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _tally(duels: Sequence[Duel], shown: int) -> str:
+def _hardest(problem: Problem) -> list[Duel]:
+    """The duel with the fastest of the problem's peers, if any has a time."""
+    fought = [duel for duel in problem.duels if duel.speedup is not None]
+    return sorted(fought, key=lambda duel: duel.peer["median_us"])[:1]
+
+
+def _tally(found: Sequence[Problem], shown: int) -> str:
+    """How all comparisons ended, and which of them are shown."""
+    duels = [duel for problem in found for duel in problem.duels]
     parts = [
-        f"{score.peer}: faster in {score.faster}, slower in {score.slower}"
-        + (f", not compared in {score.missing}" if score.missing else "")
+        f"{score.peer}: {score.faster} faster, {score.slower} slower"
+        + (f", {score.missing} not compared" if score.missing else "")
         for score in scores(duels)
     ]
     if not parts:
         return "no peer was measured"
-    left_out = f"the first {shown} of {len(duels)} comparisons; of all of them\n"
-    return (left_out if shown < len(duels) else "") + _literal("\n".join(parts))
+    lines = ["; ".join(pair) for pair in zip_longest(parts[::2], parts[1::2], fillvalue="")]
+    if shown < len(duels):
+        which = f"{shown} problems, each beside its fastest peer; of all {len(duels)} comparisons:"
+        lines = [which, *lines]
+    return _literal("\n".join(line.removesuffix("; ") for line in lines))
 
 
 def _roofline(record: Mapping[str, Any]) -> Figure:
@@ -212,7 +233,7 @@ def _figure(record: Mapping[str, Any], title: str, height: float) -> tuple[Figur
     if not record["complete"]:
         made += " · incomplete"
     text = f"{device} · {versions}\n{made} · {shorten(record['command'], 90, placeholder='…')}"
-    figure.supxlabel(_literal(text), fontsize=7.5, color=SOFT)
+    figure.supxlabel(_literal(text), fontsize=FOOTER, color=SOFT)
     axes = figure.subplots()
     axes.tick_params(labelsize=9)
     return figure, axes
