@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import json
 import threading
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 
 from tests import EMULATED
 from tests.tlazy_kernels.agreement import random
@@ -122,7 +123,6 @@ class Handle(launch.CompiledKernel):
         self._run = lambda *arguments: self.launches.append(arguments)
         self.module = self.function = "function"
         self.packed_metadata = "metadata"
-        self.metadata = SimpleNamespace(global_scratch_size=512)
 
     def __del__(self) -> None:
         pass
@@ -159,13 +159,38 @@ def test_a_kept_handle_is_launched_with_all_arguments_in_the_kernels_order(plans
     assert launched[:3] == grid
     assert launched[4:9] == ("function", "metadata", None, None, None)
     values = dict(zip(names, launched[9:], strict=True))
-    assert values["a_ptr"] is values["b_ptr"] is x
-    assert values["out_ptr"] is y
+    assert values["a_ptr"] == values["b_ptr"] == x.data_ptr()
+    assert values["out_ptr"] == y.data_ptr()
     scalars = dict(zip(names, arguments, strict=False))
     for name in ("M", "N", "K", "programs"):
         assert values[name] == scalars[name]
     for name in names[len(arguments) :]:
         assert values[name] == options[name]
+
+
+def test_scratch_memory_comes_from_torch_while_a_plan_runs_and_then_from_whom_it_came_before(
+    plans, x, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(launch.Step, "run", lambda *_, **__: seen.append(_allocator().get()))
+    mine = lambda size, alignment, stream: torch.empty(size)  # noqa: E731
+    context = contextvars.copy_context()
+    context.run(triton.set_allocator, mine)
+    context.run(linear_forward, x, x)
+    assert seen == [launch._allocate_scratch]
+    assert context[_allocator()] is mine
+
+    def fail(*_, **__):
+        raise RuntimeError("no launch")
+
+    monkeypatch.setattr(launch.Step, "run", fail)
+    with pytest.raises(RuntimeError, match="no launch"):
+        context.run(linear_forward, x, x)
+    assert context[_allocator()] is mine
+
+
+def _allocator() -> contextvars.ContextVar:
+    return triton.runtime._allocation._allocator
 
 
 def _parameters(kernel) -> list[str]:
