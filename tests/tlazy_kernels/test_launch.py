@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import json
+import shutil
 import threading
 from dataclasses import asdict, replace
 
@@ -14,6 +15,7 @@ import triton
 
 from tests import EMULATED
 from tests.tlazy_kernels.agreement import random
+from tests.tlazy_kernels.subprocesses import launched
 from tlazy_kernels import launch, linear, matmul, tuned
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
@@ -196,6 +198,23 @@ def _allocator() -> contextvars.ContextVar:
 def _parameters(kernel) -> list[str]:
     """Of a device function, or of the interpreter's stand-in for one."""
     return list(inspect.signature(kernel.fn).parameters)
+
+
+@pytest.mark.compiles
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as Triton does")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends the driver that is there")
+def test_the_driver_gets_from_a_kept_handle_what_it_gets_from_tritons_first_launch():
+    """By Triton's real launcher, whose arguments differ from version to version."""
+    found = launched()
+    assert [call["warm"] for call in found] == [False] * 8 + [True] * 16
+    for call in found:
+        assert call["launches"] == 1
+        assert call["launched"] == call["planned"]
+        assert call["stream"] == 0x77
+        assert call["passed"] == call["expected"], call
+        has, needs = call["scratch"]
+        assert has == needs
+    assert any(needs for _, needs in (call["scratch"] for call in found))
 
 
 def test_a_profiler_that_listens_gets_the_long_way(plans, x, monkeypatch):
