@@ -250,9 +250,10 @@ def test_an_eager_call_leaves_the_dispatcher_out(leaf, monkeypatch):
 
 def test_whoever_listens_to_operators_hears_of_them(leaf):
     x, w = leaf(5, 7), leaf(4, 7)
+    activities = [torch.profiler.ProfilerActivity.CPU]
     with (
         tlazy.backend("triton"),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
+        torch.profiler.profile(activities=activities, acc_events=True) as profile,
     ):
         F.linear(x, w, activation="relu").sum().backward()
     names = {event.name for event in profile.events()}
