@@ -4,7 +4,8 @@ Forward, input gradient and weight gradient are bilinear and closed under differ
 derivative of each is one of the other two. Gradients of gradients therefore need nothing of their
 own but the second derivative of the activation, which ATen has.
 
-Eager calls use a ``torch.autograd.Function``, the cheapest way into autograd from Python; inside
+Eager calls use a ``torch.autograd.Function``, the cheapest way into autograd from Python, and
+where nobody would notice they leave out the dispatcher too (``ops.shortcut``); inside
 ``torch.compile`` and ``torch.export`` the operators are called directly, so that graphs hold them.
 Both share one pair of setup and backward functions.
 """
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tlazy.ops import LIBRARY
+from tlazy.ops import LIBRARY, shortcut
 from tlazy_kernels import checks, reference
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
@@ -68,13 +69,21 @@ def conv_transpose1d(
     return _call(ConvTranspose1dFunction, operator, *inputs, *settings, activation, save)[0]
 
 
-def _call(function: type, operator: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _call(function: type, operator: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
     """The operator, differentiable. Where nothing needs a gradient, autograd is left out: its
     bookkeeping costs more than the rest of the way to a kernel."""
     if torch.compiler.is_compiling():
         return operator(*arguments)
     if _needs_grad(*arguments[:3]):
         return function.apply(*arguments)  # type: ignore[attr-defined]
+    return _without_autograd(operator, *arguments)
+
+
+def _without_autograd(operator: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
+    """The results of a forward operator, whose first three arguments are tensors or None."""
+    run = shortcut(operator, *arguments[:3])
+    if run is not operator:
+        return run(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
 
@@ -83,9 +92,8 @@ class LinearFunction(torch.autograd.Function):
     """``tlazy::linear_forward``, arguments and results, for eager calls."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _ops.linear_forward.default(*inputs)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None]:
+        output = _without_autograd(_ops.linear_forward.default, *inputs)
         _linear_setup(ctx, inputs, output)
         return output
 
@@ -98,9 +106,8 @@ class Conv1dFunction(torch.autograd.Function):
     """``tlazy::conv1d_forward``, arguments and results, for eager calls."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _ops.conv1d_forward.default(*inputs)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None]:
+        output = _without_autograd(_ops.conv1d_forward.default, *inputs)
         _conv1d_setup(ctx, inputs, output)
         return output
 
@@ -113,9 +120,8 @@ class ConvTranspose1dFunction(torch.autograd.Function):
     """``tlazy::conv_transpose1d_forward``, arguments and results, for eager calls."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _ops.conv_transpose1d_forward.default(*inputs)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None]:
+        output = _without_autograd(_ops.conv_transpose1d_forward.default, *inputs)
         _conv_transpose1d_setup(ctx, inputs, output)
         return output
 
@@ -132,7 +138,7 @@ def _saves_preactivation(activation: str | None, *tensors: Tensor | None) -> boo
     return activation in NEEDS_PREACTIVATION and _needs_grad(*tensors)
 
 
-def _linear_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _linear_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
     x, weight, bias, activation, save = inputs
     _forward_setup(ctx, x, weight, bias, activation, save, output)
 
@@ -145,12 +151,12 @@ def _linear_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
     if g is None:
         return (None,) * 5
     g = g.squeeze(2)
-    grad_x = _ops.linear_grad_input(g, weight) if needs_x else None
-    grad_weight = _ops.linear_grad_weight(g, x) if needs_weight else None
+    grad_x = _pass(_ops.linear_grad_input.default, g, weight) if needs_x else None
+    grad_weight = _pass(_ops.linear_grad_weight.default, g, x) if needs_weight else None
     return grad_x, grad_weight, grad_bias, None, None
 
 
-def _conv1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _conv1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
     x, weight, bias, *ctx.settings, activation, save = inputs
     ctx.input_length, ctx.kernel_size = x.shape[2], weight.shape[2]
     ctx.depthwise = weight.shape[1] == 1
@@ -163,20 +169,23 @@ def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
     if ctx.depthwise and dy is not None and dz is None and not torch.is_grad_enabled():
         _check_saved(saved, ctx.activation)
         sizes = (ctx.input_length, ctx.kernel_size, *ctx.settings)
-        found = _ops.depthwise_backward(dy, saved, x, weight, *sizes, ctx.activation, needs)
+        tensors = (dy, saved, x, weight)
+        run = shortcut(_ops.depthwise_backward.default, *tensors)
+        found = run(*tensors, *sizes, ctx.activation, needs)
         return *(t if n else None for t, n in zip(found, needs, strict=True)), *(None,) * 6
     g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
     if g is None:
         return (None,) * 9
     grad_x = grad_weight = None
     if needs_x:
-        grad_x = _ops.conv1d_grad_input(g, weight, ctx.input_length, *ctx.settings)
+        grad_x = _pass(_ops.conv1d_grad_input.default, g, weight, ctx.input_length, *ctx.settings)
     if needs_weight:
-        grad_weight = _ops.conv1d_grad_weight(g, x, ctx.kernel_size, *ctx.settings)
+        sizes = (ctx.kernel_size, *ctx.settings)
+        grad_weight = _pass(_ops.conv1d_grad_weight.default, g, x, *sizes)
     return grad_x, grad_weight, grad_bias, *(None,) * 6
 
 
-def _conv_transpose1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _conv_transpose1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
     x, weight, bias, stride, padding, output_padding, dilation, groups, activation, save = inputs
     ctx.samples, zeros = checks.adjoint_conv1d(output[0].shape[2], padding, output_padding)
     ctx.settings, ctx.kernel_size = (stride, zeros, dilation, groups), weight.shape[2]
@@ -195,9 +204,11 @@ def _conv_transpose1d_backward(
         g = g[:, :, : ctx.samples]
     grad_x = grad_weight = None
     if needs_x:
-        grad_x = _ops.conv1d_forward(g, weight, None, *ctx.settings, None, False)[0]
+        settings = (None, *ctx.settings, None, False)
+        grad_x = _pass(_ops.conv1d_forward.default, g, weight, *settings)[0]
     if needs_weight:
-        grad_weight = _ops.conv1d_grad_weight(x, g, ctx.kernel_size, *ctx.settings)
+        sizes = (ctx.kernel_size, *ctx.settings)
+        grad_weight = _pass(_ops.conv1d_grad_weight.default, x, g, *sizes)
     return grad_x, grad_weight, grad_bias, *(None,) * 7
 
 
@@ -208,12 +219,12 @@ def _forward_setup(
     bias: Tensor | None,
     activation: str | None,
     save: bool,
-    output: tuple[Tensor, Tensor],
+    output: tuple[Tensor, Tensor | None],
 ) -> None:
     """Keep what the backward pass needs. The activation's y or z is kept as an *output*, so that
     a second derivative flows through it into this very node, as the gradient of that output."""
     y, preactivation = output
-    if not save:
+    if not save and preactivation is not None:
         ctx.mark_non_differentiable(preactivation)
     saved = None
     if activation in NEEDS_PREACTIVATION:
@@ -240,12 +251,19 @@ def _epilogue_backward(
     if dz is None and activation is None and not bias:
         return dy, None
     if dz is None and not torch.is_grad_enabled():
-        g, grad_bias = _ops.epilogue_backward(dy, saved, activation, bias)
+        run = shortcut(_ops.epilogue_backward.default, dy, saved)
+        g, grad_bias = run(dy, saved, activation, bias)
         return dy if activation is None else g, grad_bias if bias else None
     g, _ = reference.epilogue_backward(dy, saved, activation, bias=False)
     g = dy if g is None else g
     g = g if dz is None else g + dz
     return g, g.sum((0, 2)) if bias else None
+
+
+def _pass(operator: Any, first: Tensor, second: Tensor, *settings: Any) -> Any:
+    """A bilinear operator inside a backward pass, differentiable where that has to be."""
+    run = operator if torch.is_grad_enabled() else shortcut(operator, first, second)
+    return run(first, second, *settings)
 
 
 def _check_saved(saved: Tensor | None, activation: str | None) -> None:
@@ -299,7 +317,7 @@ def _conv1d_grad_weight_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, .
     )
 
 
-def _epilogue_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _epilogue_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
     grad, saved, ctx.activation, ctx.bias = inputs
     ctx.save_for_backward(grad, saved)
 

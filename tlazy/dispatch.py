@@ -96,6 +96,8 @@ def uses_triton(x: Tensor) -> bool:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a call with `x` computes in: autocast's inside a region, else `x`'s own."""
+    if not torch._C._is_any_autocast_enabled():  # several times as quick as what follows
+        return x.dtype
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)

@@ -8,6 +8,9 @@ autograd.py gives them their derivatives.
 
 An operator cannot return an optional tensor: what the launchers give as None is a tensor of shape
 (0,) here.
+
+The dispatcher costs the host more than all else on the way to a kernel. :func:`shortcut` goes past
+it where nobody would notice.
 """
 
 from __future__ import annotations
@@ -31,6 +34,10 @@ else:  # the operators exist all the same; every one of them is its twin
 LIBRARY = torch.library.Library("tlazy", "DEF")
 _CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
 
+# What runs an operator on CUDA and on the CPU, by the operator.
+_implementations: dict[Any, tuple[Callable, Callable]] = {}
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def _register(
     schema: str,
@@ -41,12 +48,42 @@ def _register(
 ) -> None:
     """Define an operator: `flops` counts its operations from the shapes of its tensors."""
     name = schema.partition("(")[0]
+    on_cpu = _interpreted_or(twin, kernel) if INTERPRETED else twin
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, kernel, "CUDA")
-    LIBRARY.impl(name, _interpreted_or(twin, kernel) if INTERPRETED else twin, "CPU")
+    LIBRARY.impl(name, _with_tensors(kernel), "CUDA")
+    LIBRARY.impl(name, _with_tensors(on_cpu), "CPU")
     torch.library.register_fake(f"tlazy::{name}", fake, lib=LIBRARY)
+    operator = getattr(torch.ops.tlazy, name)
+    _implementations[operator.default] = kernel, on_cpu
     if flops is not None:
-        register_flop_formula(getattr(torch.ops.tlazy, name))(flops)
+        register_flop_formula(operator)(flops)
+
+
+def shortcut(operator: Any, *tensors: Tensor | None) -> Callable:
+    """What gives an operator's results without derivatives: where no mode, transform, profiler or
+    kind of tensor of its own would notice, the launcher or its twin, else the operator.
+
+    Args:
+        operator: an overload, such as ``torch.ops.tlazy.linear_forward.default``.
+        tensors: its arguments that are tensors; the first is one.
+
+    Returns:
+        a function of the operator's arguments. The launcher gives None for what the operator gives
+        a tensor of shape (0,).
+    """
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd._profiler_enabled()
+    ):
+        return operator
+    for x in tensors:  # what torch.autograd.grad(is_grads_batched=True) batches has no storage
+        if x is not None and not (type(x) in _PLAIN and torch._C._has_storage(x)):
+            return operator
+    first: Any = tensors[0]
+    on_cuda, on_cpu = _implementations[operator]
+    return on_cuda if first.is_cuda else on_cpu if first.is_cpu else operator
 
 
 def _interpreted_or(twin: Callable, kernel: Callable) -> Callable:
@@ -58,6 +95,16 @@ def _interpreted_or(twin: Callable, kernel: Callable) -> Callable:
     return run
 
 
+def _with_tensors(run: Callable) -> Callable:
+    """`run`, with tensors in place of None."""
+
+    def call(first: Tensor, *args: Any) -> Any:
+        found = run(first, *args)
+        return found if isinstance(found, Tensor) else _present(first, found)
+
+    return call
+
+
 def _present(like: Tensor, found: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
     return tuple(like.new_empty(0) if x is None else x for x in found)
 
@@ -65,8 +112,8 @@ def _present(like: Tensor, found: Iterable[Tensor | None]) -> tuple[Tensor, ...]
 def _epilogue_backward(run: Callable) -> Callable:
     def epilogue_backward(
         grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
-    ) -> tuple[Tensor, ...]:
-        return _present(grad, run(grad, saved, activation, bias=bias))
+    ) -> tuple[Tensor | None, ...]:
+        return run(grad, saved, activation, bias=bias)
 
     return epilogue_backward
 
@@ -81,9 +128,8 @@ def _fake_epilogue_backward(
 def _linear_forward(run: Callable) -> Callable:
     def linear_forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, save: bool
-    ) -> tuple[Tensor, ...]:
-        pair = run(x, weight, bias, activation=activation, save_preactivation=save)
-        return _present(x, pair)
+    ) -> tuple[Tensor | None, ...]:
+        return run(x, weight, bias, activation=activation, save_preactivation=save)
 
     return linear_forward
 
@@ -106,10 +152,9 @@ def _conv1d_forward(run: Callable) -> Callable:
         groups: int,
         activation: str | None,
         save: bool,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         settings = (stride, padding, dilation, groups)
-        pair = run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
-        return _present(x, pair)
+        return run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
 
     return conv1d_forward
 
@@ -167,10 +212,9 @@ def _conv_transpose1d_forward(run: Callable) -> Callable:
         groups: int,
         activation: str | None,
         save: bool,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         settings = (stride, padding, output_padding, dilation, groups)
-        pair = run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
-        return _present(x, pair)
+        return run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
 
     return conv_transpose1d_forward
 
@@ -207,10 +251,9 @@ def _depthwise_backward(run: Callable) -> Callable:
         groups: int,
         activation: str | None,
         needs: Sequence[bool],
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         sizes = (input_length, kernel_size, stride, padding, dilation, groups)
-        found = run(grad, saved, x, weight, *sizes, activation=activation, needs=needs)
-        return _present(grad, found)
+        return run(grad, saved, x, weight, *sizes, activation=activation, needs=needs)
 
     return depthwise_backward
 

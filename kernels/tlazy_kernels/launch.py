@@ -5,6 +5,9 @@ checks them, chooses kernels and tiles, and says what to allocate and what to ru
 under a description of the call (shapes, strides, dtypes, alignments, settings, device), and each
 step of it keeps the compiled kernel once Triton has given it. A warm call so costs one look-up, its
 allocations, and Triton's own launch; whatever is in the key was checked when the plan was made.
+
+Triton's allocator of scratch memory, which tensor descriptors need, is ours only while a plan runs:
+one that the user has set stays as it was.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
+from triton.runtime import _allocation
 from triton.runtime.jit import JITFunction
 
 from tlazy_kernels.environment import check_device
@@ -32,6 +36,15 @@ class Buffer(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     strides: tuple[int, ...] | None = None  # contiguous where None
+
+    def with_strides(self) -> Buffer:
+        """The same, its strides given."""
+        if self.strides is not None:
+            return self
+        sizes = [max(size, 1) for size in self.shape]
+        return self._replace(
+            strides=tuple(math.prod(sizes[i + 1 :]) for i in range(len(self.shape)))
+        )
 
 
 class Step:
@@ -51,7 +64,6 @@ class Step:
         "grid",
         "handle",
         "kernel",
-        "needs_scratch",
         "options",
         "scalars",
         "tail",
@@ -75,21 +87,17 @@ class Step:
         self.options = options
         self.tail = (*scalars, *constants.values())
         self.handle: CompiledKernel | None = None
-        self.needs_scratch = True  # until the compiled kernel tells
 
     def run(self, tensors: Sequence[Tensor | None], stream: int, *, profiled: bool) -> None:
         """Launch on `stream`, the current one; where a profiler listens, by Triton's own way."""
         arguments = [tensors[i] for i in self.tensors]
         handle = self.handle
-        if self.needs_scratch:
-            triton.set_allocator(_allocate_scratch)
         if handle is None or profiled:
             found = self.kernel[self.grid](
                 *arguments, *self.scalars, **self.constants, **self.options
             )
             if isinstance(found, CompiledKernel):  # neither the interpreter's nor a tool's
                 self.handle = found
-                self.needs_scratch = getattr(found.metadata, "global_scratch_size", 0) > 0
             return
         handle.run(
             *self.grid,
@@ -99,7 +107,8 @@ class Step:
             None,
             None,
             None,
-            *arguments,
+            # Of a tensor Triton would ask the driver whether a kernel can read it.
+            *[x if x is None else x.data_ptr() for x in arguments],
             *self.tail,
         )
 
@@ -139,8 +148,15 @@ def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) 
         RuntimeError: where kernels cannot run on the first input's device or dtype.
         Exception: whatever the planner raises, before anything is allocated.
     """
+    key = (
+        planner,
+        settings,
+        *[  # all of a tensor that a plan may depend on
+            x if x is None else (x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0, x.device)
+            for x in inputs
+        ],
+    )
     device = inputs[0].device  # type: ignore[union-attr]
-    key = (planner, settings, *[x if x is None else _description(x) for x in inputs])
     plan = _plans.get(key)
     if plan is None:
         plan = _remember(key, planner(target_of(device), *inputs, *settings), inputs[0])
@@ -148,11 +164,6 @@ def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) 
         with torch.cuda.device(device):
             return _execute(plan, inputs, device)
     return _execute(plan, inputs, device)
-
-
-def _description(x: Tensor) -> tuple:
-    """All of a tensor that a plan may depend on."""
-    return x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0, x.device
 
 
 def forget_plans() -> None:
@@ -165,6 +176,7 @@ def _remember(key: tuple, plan: Plan, x: Tensor | None) -> Plan:
     check_device(x)
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
+    plan = plan._replace(buffers=tuple(buffer.with_strides() for buffer in plan.buffers))
     _plans[key] = plan
     return plan
 
@@ -172,17 +184,19 @@ def _remember(key: tuple, plan: Plan, x: Tensor | None) -> Plan:
 def _execute(
     plan: Plan, inputs: tuple[Tensor | None, ...], device: torch.device
 ) -> list[Tensor | None]:
-    buffers = [
-        torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-        if buffer.strides is None
-        else torch.empty_strided(buffer.shape, buffer.strides, dtype=buffer.dtype, device=device)
-        for buffer in plan.buffers
+    buffers = [  # with given strides, torch allocates in two thirds of the time
+        torch.empty_strided(shape, strides, dtype=dtype, device=device)  # type: ignore[arg-type]
+        for shape, dtype, strides in plan.buffers
     ]
     if plan.steps:
         stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
         tensors, profiled = (*inputs, *buffers), _profiled()
-        for step in plan.steps:
-            step.run(tensors, stream, profiled=profiled)
+        before = _allocation._allocator.set(_allocate_scratch)
+        try:
+            for step in plan.steps:
+                step.run(tensors, stream, profiled=profiled)
+        finally:
+            _allocation._allocator.reset(before)
     return [None if i is None else buffers[i] for i in plan.outputs]
 
 

@@ -1,5 +1,7 @@
 """Gradients, and gradients of gradients, of the functions that call the kernels."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as tF
@@ -7,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tlazy
 import tlazy.nn.functional as F
-from tlazy import autograd
+from tlazy import autograd, ops
 from tlazy_kernels.reference import ACTIVATIONS
 
 ACTIVATION_CHOICES = [None, *ACTIVATIONS]
@@ -211,8 +213,7 @@ def test_nothing_is_saved_that_no_gradient_needs(leaf):
     x, weight = leaf(5, 7), leaf(4, 7).detach()
     with tlazy.backend("triton"):
         y = F.linear(x, weight)
-    node = y.grad_fn.next_functions[0][0]
-    assert [t is None for t in node.saved_tensors] == [True, False, True]
+    assert [t is None for t in y.grad_fn.saved_tensors] == [True, False, True]
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -229,3 +230,63 @@ def test_the_preactivation_is_written_only_where_a_gradient_will_need_it(leaf, g
     with tlazy.backend("triton"), Sizes(), torch.set_grad_enabled(grad):
         F.linear(leaf(5, 7), leaf(4, 7), activation="gelu")
     assert sizes == [20 if grad else 0]
+
+
+def test_an_eager_call_leaves_the_dispatcher_out(leaf, monkeypatch):
+    """It costs more than all else on the way to a kernel."""
+    ran = []
+    for operator, (_, on_cpu) in ops._implementations.items():
+        name = operator.name().partition("::")[2]
+        seen = lambda *a, name=name, run=on_cpu: ran.append(name) or run(*a)  # noqa: E731
+        monkeypatch.setitem(ops._implementations, operator, (seen, seen))
+    x, w, b = leaf(5, 7), leaf(4, 7), leaf(4)
+    with tlazy.backend("triton"):
+        F.linear(x, w, b, activation="relu").sum().backward()
+        with torch.no_grad():
+            F.linear(x, w, b)
+    backward = ["epilogue_backward", "linear_grad_input", "linear_grad_weight"]
+    assert ran == ["linear_forward", *backward, "linear_forward"]
+
+
+def test_whoever_listens_to_operators_hears_of_them(leaf):
+    x, w = leaf(5, 7), leaf(4, 7)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        tlazy.backend("triton"),
+        torch.profiler.profile(activities=activities, acc_events=True) as profile,
+    ):
+        F.linear(x, w, activation="relu").sum().backward()
+    names = {event.name for event in profile.events()}
+    wanted = ("linear_forward", "epilogue_backward", "linear_grad_input", "linear_grad_weight")
+    assert {f"tlazy::{name}" for name in wanted} <= names
+
+
+def test_many_gradients_are_taken_at_once_as_one_by_one(leaf):
+    """Then the backward pass runs under ``vmap``, whose tensors no kernel can read."""
+    x, w, b = leaf(5, 7), leaf(4, 7), leaf(4)
+    with tlazy.backend("triton"):
+        y = F.linear(x, w, b, activation="relu")
+        grads = torch.randn(3, *y.shape).to(y)
+        found = torch.autograd.grad(y, (x, w, b), grads, is_grads_batched=True, retain_graph=True)
+        singly = [torch.autograd.grad(y, (x, w, b), g, retain_graph=True) for g in grads]
+    for batched, parts in zip(found, zip(*singly, strict=True), strict=True):
+        torch.testing.assert_close(batched, torch.stack(parts))
+
+
+class Kind(torch.Tensor):
+    """A tensor of a kind of its own that sees the operators that take it."""
+
+    seen: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if getattr(func, "namespace", "") == "tlazy":
+            cls.seen.append(func._opname)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_kinds_of_tensors_see_the_operators_that_take_them(leaf):
+    weight = leaf(4, 7).detach().as_subclass(Kind)
+    with tlazy.backend("triton"):
+        F.linear(leaf(5, 7).detach(), weight)
+    assert Kind.seen == ["linear_forward"]

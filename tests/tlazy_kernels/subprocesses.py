@@ -9,6 +9,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tlazy_kernels import table
 from tlazy_kernels.offline import Compiled
@@ -76,3 +77,8 @@ def picks(target: str, dtype: str) -> list[Compiled]:
     """What the chooser picks for a grid of shapes."""
     rows = json.loads(output(start("tests.tlazy_kernels.picks", target, dtype)))
     return [Compiled(**row) for row in rows]
+
+
+def launched() -> list[dict[str, Any]]:
+    """What a CUDA driver sees of launches, the first of their kind and later ones."""
+    return json.loads(output(start("tests.tlazy_kernels.launched")))

@@ -13,8 +13,11 @@ from tlazy_kernels.configs import (
     TileConfig,
     dot_config,
     pointwise_config,
+    product_tiles,
+    split_contraction,
     split_rows,
 )
+from tlazy_kernels.targets import TARGETS
 
 sizes = st.integers(0, 2**33)
 
@@ -59,6 +62,46 @@ def test_splits_cover_every_row_once_and_none_is_empty(rows, tiles, step):
 def test_a_reduction_with_enough_tiles_is_not_split():
     assert split_rows(100_000, TARGET_PROGRAMS, 32)[0] == 1
     assert split_rows(100_000, 1, 32)[0] > 1
+
+
+@given(
+    st.integers(1, 10**6),
+    st.integers(1, 20_000),
+    st.integers(0, 10**6),
+    st.sampled_from([(2, "ieee"), (4, "tf32"), (4, "tf32x3")]),
+    st.sampled_from(sorted(TARGETS)),
+    st.booleans(),
+)
+def test_a_chosen_tile_is_on_the_list_and_its_parts_cover_the_contraction(
+    m, n, k, kind, target, described
+):
+    itemsize, precision = kind
+    arguments = (m, n, k, itemsize, precision, TARGETS[target])
+    split = split_contraction(*arguments, described=described)
+    assert split.config in product_tiles(itemsize, TARGETS[target], described=described)
+    assert split.depth % split.config.depth == 0
+    assert split.parts * split.depth >= k
+    assert (split.parts - 1) * split.depth < max(k, 1)
+    assert split == split_contraction(*arguments, described=described)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_large_products_get_the_tile_that_reads_least(activation):
+    for m, n, k in ((4096, 4096, 4096), (8192, 8192, 8192), (65_536, 1024, 1024)):
+        split = split_contraction(m, n, k, 2, "ieee", TARGETS["sm_90"], activation=activation)
+        assert (split.config.rows, split.config.cols, split.parts) == (128, 256, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_few_rows_are_not_split_for_the_sake_of_rows_that_nobody_reads(rows):
+    """With 4096 columns, narrow tiles occupy the device; partial sums would be another launch."""
+    assert split_contraction(rows, 4096, 4096, 2, "ieee", TARGETS["sm_90"]).parts == 1
+
+
+def test_a_product_of_few_tiles_is_split_until_it_fills_the_device():
+    split = split_contraction(64, 64, 65_536, 2, "ieee", TARGETS["sm_90"])
+    tiles = -(-64 // split.config.rows) * -(-64 // split.config.cols)
+    assert split.parts * tiles > TARGETS["sm_90"].processors / 2
 
 
 def test_a_config_cannot_be_changed():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import json
+import shutil
 import threading
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 
 from tests import EMULATED
 from tests.tlazy_kernels.agreement import random
+from tests.tlazy_kernels.subprocesses import launched
 from tlazy_kernels import launch, linear, matmul, tuned
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
@@ -122,7 +125,6 @@ class Handle(launch.CompiledKernel):
         self._run = lambda *arguments: self.launches.append(arguments)
         self.module = self.function = "function"
         self.packed_metadata = "metadata"
-        self.metadata = SimpleNamespace(global_scratch_size=512)
 
     def __del__(self) -> None:
         pass
@@ -159,8 +161,8 @@ def test_a_kept_handle_is_launched_with_all_arguments_in_the_kernels_order(plans
     assert launched[:3] == grid
     assert launched[4:9] == ("function", "metadata", None, None, None)
     values = dict(zip(names, launched[9:], strict=True))
-    assert values["a_ptr"] is values["b_ptr"] is x
-    assert values["out_ptr"] is y
+    assert values["a_ptr"] == values["b_ptr"] == x.data_ptr()
+    assert values["out_ptr"] == y.data_ptr()
     scalars = dict(zip(names, arguments, strict=False))
     for name in ("M", "N", "K", "programs"):
         assert values[name] == scalars[name]
@@ -168,9 +170,51 @@ def test_a_kept_handle_is_launched_with_all_arguments_in_the_kernels_order(plans
         assert values[name] == options[name]
 
 
+def test_scratch_memory_comes_from_torch_while_a_plan_runs_and_then_from_whom_it_came_before(
+    plans, x, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(launch.Step, "run", lambda *_, **__: seen.append(_allocator().get()))
+    mine = lambda size, alignment, stream: torch.empty(size)  # noqa: E731
+    context = contextvars.copy_context()
+    context.run(triton.set_allocator, mine)
+    context.run(linear_forward, x, x)
+    assert seen == [launch._allocate_scratch]
+    assert context[_allocator()] is mine
+
+    def fail(*_, **__):
+        raise RuntimeError("no launch")
+
+    monkeypatch.setattr(launch.Step, "run", fail)
+    with pytest.raises(RuntimeError, match="no launch"):
+        context.run(linear_forward, x, x)
+    assert context[_allocator()] is mine
+
+
+def _allocator() -> contextvars.ContextVar:
+    return triton.runtime._allocation._allocator
+
+
 def _parameters(kernel) -> list[str]:
     """Of a device function, or of the interpreter's stand-in for one."""
     return list(inspect.signature(kernel.fn).parameters)
+
+
+@pytest.mark.compiles
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as Triton does")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends the driver that is there")
+def test_the_driver_gets_from_a_kept_handle_what_it_gets_from_tritons_first_launch():
+    """By Triton's real launcher, whose arguments differ from version to version."""
+    found = launched()
+    assert [call["warm"] for call in found] == [False] * 8 + [True] * 16
+    for call in found:
+        assert call["launches"] == 1
+        assert call["launched"] == call["planned"]
+        assert call["stream"] == 0x77
+        assert call["passed"] == call["expected"], call
+        has, needs = call["scratch"]
+        assert has == needs
+    assert any(needs for _, needs in (call["scratch"] for call in found))
 
 
 def test_a_profiler_that_listens_gets_the_long_way(plans, x, monkeypatch):

@@ -53,6 +53,8 @@ def linear(
     x, weight, bias = _autocast(x, weight, bias)
     if bias is not None and bias.shape != weight.shape[:1] and bias.numel() in (1, len(weight)):
         bias = bias.reshape(-1).expand(len(weight))  # torch broadcasts it
+    if x.dim() == 2:
+        return autograd.linear(x, weight, bias, activation)
     batch = x.shape[:-1]
     y = autograd.linear(x.reshape(math.prod(batch), x.shape[-1]), weight, bias, activation)
     return y.view(*batch, weight.shape[0])
@@ -220,7 +222,7 @@ def _single(name: str, value: int | tuple[int, ...]) -> int:
 
 def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Inside an autocast region, cast as it does: floating tensors, float64 excepted."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(x.device.type):
         return x, *others
     return tuple(None if t is None else t.to(compute_dtype(t)) for t in (x, *others))
 

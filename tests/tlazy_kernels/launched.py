@@ -1,0 +1,117 @@
+"""Launches by Triton's own launcher, on a CUDA driver without a device; prints them as JSON.
+
+``stub_driver.c`` stands for the driver: it notes what it would launch. Everything above it is real,
+so that what a kept handle passes is seen to be what Triton's first launch passes. Run as a program,
+where the interpreter is off: ``python -m tests.tlazy_kernels.launched``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.nvidia import driver
+
+from tlazy_kernels import launch
+from tlazy_kernels.epilogue import epilogue_backward
+from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
+from tlazy_kernels.targets import TARGETS
+
+STREAM = 0x77
+BITS = {"i32": 32, "i64": 64}
+
+
+def install(folder: Path) -> ctypes.CDLL:
+    """Compile the driver, and make Triton take it for the one of a machine with a GPU."""
+    library = folder / "libcuda.so.1"
+    headers = Path(driver.__file__).parent / "include"
+    flags = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-I", str(headers)]
+    source = Path(__file__).with_name("stub_driver.c")
+    subprocess.run(["cc", *flags, str(source), "-o", str(library)], check=True)
+    os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
+    stub = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    answers: dict[str, Any] = {
+        "is_available": lambda: True,
+        "get_device_capability": lambda device=None: (9, 0),
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)
+    torch._C._cuda_getCurrentRawStream = lambda device: STREAM  # type: ignore[assignment]
+    triton.runtime.driver.set_active(driver.CudaDriver())
+    launch.check_device = lambda x: None
+    launch.target_of = lambda device: TARGETS["sm_90"]  # type: ignore[assignment]
+    launch._allocate_scratch = lambda size, alignment, stream: torch.empty(size, dtype=torch.int8)
+    return stub
+
+
+class Launches:
+    """What the driver sees of each step, beside what the plan says."""
+
+    def __init__(self, stub: ctypes.CDLL) -> None:
+        self.found: list[dict[str, Any]] = []
+        self.count = ctypes.c_int64.in_dll(stub, "launches")
+        self.seen = (ctypes.c_int64 * 64).in_dll(stub, "seen")
+        run = launch.Step.run
+
+        def noted(step: Any, tensors: Sequence[Tensor | None], stream: int, **options: Any) -> None:
+            before, warm = self.count.value, step.handle is not None
+            run(step, tensors, STREAM, **options)
+            self.found.append(
+                {"warm": warm, "launches": self.count.value - before, **self.compare(step, tensors)}
+            )
+
+        launch.Step.run = noted  # type: ignore[method-assign]
+
+    def compare(self, step: Any, tensors: Sequence[Any]) -> dict[str, Any]:
+        *head, parameters = (*self.seen[:6], list(self.seen[6:]))
+        pointers = [tensors[i].data_ptr() for i in step.tensors]
+        values = dict(zip(step.kernel.arg_names, [*pointers, *step.scalars], strict=False))
+        types = step.handle.src.signature
+        passed = [(name, kind) for name, kind in types.items() if kind != "constexpr"]
+        # The last two are Triton's own: scratch memory, and a profiler's.
+        scratch = parameters[len(passed)] != 0
+        return {
+            "kernel": step.kernel.fn.__name__,
+            "planned": [*step.grid, 32 * step.handle.metadata.num_warps],
+            "launched": head[:4],
+            "stream": head[5],
+            "scratch": [scratch, step.handle.metadata.global_scratch_size > 0],
+            "expected": {name: values[name] for name, _ in passed},
+            "passed": {
+                name: value & (2 ** BITS.get(kind, 64) - 1)
+                for (name, kind), value in zip(passed, parameters, strict=False)
+            },
+        }
+
+
+def main() -> None:
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        launches = Launches(install(Path(folder)))
+        x, weight, bias, grad = (
+            torch.zeros(*shape, dtype=torch.bfloat16)
+            for shape in ((16, 4096), (512, 4096), (512,), (16, 512))
+        )
+        g = grad.unsqueeze(2)
+        for _ in range(3):
+            linear_forward(x, weight, bias, activation="gelu", save_preactivation=True)
+            linear_forward(x[:, 1:], weight[:, 1:])
+            linear_grad_input(grad, weight)
+            linear_grad_weight(grad, x)
+            epilogue_backward(g, g, "gelu", bias=True)
+    print(json.dumps(launches.found))
+
+
+if __name__ == "__main__":
+    main()

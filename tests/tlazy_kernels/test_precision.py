@@ -1,0 +1,35 @@
+"""How far float32 products are from float64's, by PyTorch's own switch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tlazy_kernels.agreement import exact, random
+from tlazy_kernels.environment import INTERPRETED
+from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter multiplies float32 in full")
+
+LONG = 4096
+
+# ||error|| / ||product||, at least and at most. One product of tf32's 11 bits has 2**-12 and more;
+# three of them give what a float32 sum of so many terms has anyway.
+BOUNDS = {"ieee": (0.0, 2e-6), "tf32": (1e-5, 1e-3)}
+
+
+@pytest.mark.parametrize("switch", BOUNDS)
+def test_a_long_float32_product_is_as_accurate_as_the_switch_asks(switch, device):
+    torch.backends.cuda.matmul.fp32_precision = switch
+    rows, others = (
+        random(*s, dtype=torch.float32, device=device, seed=s[0]) for s in ((16, LONG), (24, LONG))
+    )
+    least, most = BOUNDS[switch]
+    expected = exact(rows) @ exact(others).T
+    for found in (
+        linear_forward(rows, others)[0],
+        linear_grad_input(rows, others.T),
+        linear_grad_weight(rows.T, others.T),
+    ):
+        error = (exact(found) - expected).norm() / expected.norm()
+        assert least <= error <= most
