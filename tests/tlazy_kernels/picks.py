@@ -110,13 +110,18 @@ def convolution_calls(layers: list[Convolution], dtype: torch.dtype) -> Iterator
         x, weight, bias, grad = _meta(layer.shapes, dtype)
         x, grad = lies(x), lies(grad)
         settings = layer.settings
-        yield "conv1d_forward", partial(conv1d_forward, x, weight, bias, *settings, **EPILOGUE)
-        yield "conv1d_grad_input", partial(conv1d_grad_input, grad, weight, layer.length, *settings)
-        yield "conv1d_grad_weight", partial(conv1d_grad_weight, grad, x, layer.taps, *settings)
+        rows = (n for t in (x, grad) for n in (t.shape[1] // layer.groups, *t.stride()) if n > 1)
+        tag = " odd" if any(n * dtype.itemsize % 16 for n in rows) else ""
+        forward = partial(conv1d_forward, x, weight, bias, *settings, **EPILOGUE)
+        yield f"conv1d_forward{tag}", forward
+        grad_input = partial(conv1d_grad_input, grad, weight, layer.length, *settings)
+        yield f"conv1d_grad_input{tag}", grad_input
+        grad_weight = partial(conv1d_grad_weight, grad, x, layer.taps, *settings)
+        yield f"conv1d_grad_weight{tag}", grad_weight
         if layer.depthwise and layer.groups > 1:
             sizes = layer.length, layer.taps, *settings
             every = partial(depthwise_backward, grad, grad, x, weight, *sizes, activation="gelu")
-            yield "depthwise_backward", every
+            yield f"depthwise_backward{tag}", every
 
 
 CALLS: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
