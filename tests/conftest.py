@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from tests import EMULATED
+from tests.interpreter import patch_once
+from tlazy_kernels.environment import INTERPRETED
 
 try:
     import hypothesis
@@ -28,6 +30,9 @@ except ModuleNotFoundError:
     stand_in.__getattr__ = lambda name: MagicMock()  # type: ignore[method-assign]
     stand_in.strategies = MagicMock()  # type: ignore[attr-defined]
     sys.modules |= {"hypothesis": stand_in, "hypothesis.strategies": stand_in.strategies}
+
+if INTERPRETED:
+    patch_once()
 
 for profile, examples in (("default", 6 if EMULATED else 20), ("thorough", 1000)):
     hypothesis.settings.register_profile(

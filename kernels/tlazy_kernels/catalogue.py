@@ -5,8 +5,7 @@ The sizes are large, as where speed matters: on meta tensors they cost nothing.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from tlazy_kernels import (
     matmul,
     roofline,
 )
-from tlazy_kernels.configs import TileConfig, dot_config
+from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.roofline import Cost
 from tlazy_kernels.targets import Target
 
@@ -48,8 +47,12 @@ class Case:
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
-    """Every kernel once, with the tiles that it chooses itself and its costliest epilogue."""
+    """Every kernel at least once, with the tiles that it gets by itself and its costliest
+    epilogue."""
     yield from _linear(dtype, rows=262_144, inputs=1024, outputs=1024, activation="gelu")
+    # Rows of the output that no descriptor can have.
+    pointers = _linear(dtype, 262_144, 1024, 1022, activation="gelu", tag=" by pointers")
+    yield from _only("forward", pointers)
     if dtype.itemsize == 2:
         yield from _specialized(dtype)
     yield from _conv1d("conv1d", dtype, (64, 128, 32_768), (128, 128, 9), activation="gelu")
@@ -58,8 +61,13 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from _conv1d(
         "conv1d", dtype, (32, 512, 31_999), (512, 512, 3), stride=2, activation="gelu", **last
     )
+    # Too few taps and filters for a copy, samples that the stride takes apart: read by pointers.
+    strided: dict[str, Any] = {"stride": 2, "activation": "gelu", "tag": " strided"}
+    few = list(_conv1d("conv1d", dtype, (64, 64, 32_768), (64, 64, 3), **strided))
+    yield from (*_only("forward", few), *_only("grad_weight", few))
     yield from _depthwise(dtype, activation="gelu")
     yield from _depthwise(dtype, activation="gelu", **last)
+    yield from _only("grad", _conv1d("depthwise", dtype, (32, 2048, 4096), (2048, 1, 4), **strided))
     yield from _conv1d("depthwise_long", dtype, (32, 512, 8192), (512, 1, 31), activation="gelu")
     audio: dict[str, Any] = {"stride": 5, "activation": "gelu"}
     first = _conv1d("first_layer", dtype, (32, 1, 160_000), (512, 1, 10), **audio)
@@ -69,19 +77,14 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def thorough_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """All activations, all tiles that the chooser may pick, and other layouts and sizes."""
+    """All activations, and other layouts and sizes."""
     yield from cases(dtype)
     for name in (None, *(a for a in checks.ACTIVATIONS if a != "gelu")):
         named: dict[str, Any] = {"activation": name, "tag": f" {name}"}
-        yield from _forward_only(_linear(dtype, 131_072, 1024, 1024, **named))
+        yield from _only("forward", _linear(dtype, 131_072, 1024, 1024, **named))
         for noun, weight in (("conv1d", (2048, 32, 3)), ("depthwise", (2048, 1, 4))):
-            yield from _forward_only(_conv1d(noun, dtype, (32, 2048, 4096), weight, **named))
+            yield from _only("forward", _conv1d(noun, dtype, (32, 2048, 4096), weight, **named))
         yield _epilogue(dtype, name)
-    for config in shipped_dot_configs(dtype.itemsize):
-        tag = f" {config.rows}x{config.cols}x{config.depth}"
-        tile: dict[str, Any] = {"config": config, "activation": "gelu", "tag": tag}
-        yield from _linear(dtype, 131_072, 1024, 1024, **tile)
-        yield from _conv1d("conv1d", dtype, (32, 128, 32_768), (128, 128, 9), **tile)
     # No multiple of 16 samples: each row's address is its own, and full tiles need most registers.
     odd: dict[str, Any] = {"activation": "gelu", "tag": " full odd"}
     yield from _conv1d("conv1d", dtype, (32, 128, 32_761), (128, 128, 9), **odd)
@@ -96,15 +99,8 @@ def thorough_cases(dtype: torch.dtype) -> Iterator[Case]:
     )
 
 
-def shipped_dot_configs(itemsize: int) -> list[TileConfig]:
-    """Every tile that ``dot_config`` can give for elements of this size."""
-    sides = (16, 32, 64, 128)
-    found = {dot_config(*sizes, itemsize) for sizes in itertools.product(sides, sides, (16, 32))}
-    return sorted(found, key=lambda config: (config.rows, config.cols, config.depth))
-
-
-def _forward_only(found: Iterator[Case]) -> Iterator[Case]:
-    return (case for case in found if "forward" in case.name)
+def _only(part: str, found: Iterable[Case]) -> Iterator[Case]:
+    return (case for case in found if part in case.name)
 
 
 def _linear(
@@ -143,7 +139,7 @@ def _linear(
 
 def _specialized(dtype: torch.dtype) -> Iterator[Case]:
     tile: dict[str, Any] = {"activation": "gelu", "config": SPECIALIZED, "tag": " specialized"}
-    for case in _forward_only(_linear(dtype, 262_144, 1024, 1024, **tile)):
+    for case in _only("forward", _linear(dtype, 262_144, 1024, 1024, **tile)):
         yield replace(case, serves=lambda target: matmul.specializes(target, SPECIALIZED))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import triton
+
 from tlazy_kernels.targets import Target
 
 # Enough programs to fill any current GPU twice. A constant rather than the device's own count, so
@@ -162,6 +164,9 @@ _SINGLE_TILES = (
     TileConfig(64, 32, 32, num_warps=4, num_stages=2),
 )
 
+# On Blackwell, Triton 3.6 keeps both halves of a result in shared memory at once; 3.9 does not.
+_HALVES_TAKE_TURNS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8)
+
 # Cycles, rounded: of a load from memory; of a step's waiting and bookkeeping; of a program's start,
 # its first tiles' way and its last store; of a launch. Bytes that the L2 cache gives one processor
 # in a cycle: published products of 128 x 256 tiles at 700 to 850 TFLOP/s on an H100 take 35 to 43
@@ -221,7 +226,10 @@ def product_tiles(itemsize: int, target: Target, *, described: bool) -> list[Til
     if not described:
         return list(_HALF_POINTER_TILES if itemsize < 4 else _SINGLE_POINTER_TILES)
     threads_copy = target.gpu.backend == "cuda" and not target.copies_tiles
-    largest = 128 * 256 if target.copies_tiles else 128 * 128 if itemsize < 4 else 64 * 128
+    widest = target.copies_tiles and (target.gpu.arch < 100 or _HALVES_TAKE_TURNS)
+    largest = (
+        128 * 256 if widest else 128 * 128 if itemsize < 4 or target.copies_tiles else 64 * 128
+    )
     return [
         tile
         for tile in (_HALF_TILES if itemsize < 4 else _SINGLE_TILES)

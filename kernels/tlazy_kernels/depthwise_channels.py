@@ -377,7 +377,8 @@ def channels_backward(
         return None
     batch, _, out_length = grad.shape
     runs = _runs(max(length, out_length), dilation, span)
-    tile = config or _channels_config(channels, 512)
+    # Single channels have addresses of their own, which leaves registers for half as many sums.
+    tile = config or _channels_config(channels, 512 if vector > 1 else 256)
     channel_blocks = -(-channels // tile.cols) * -(-taps // BLOCK_K)
     parts, steps_per_part = parts_of(-(-batch * runs // tile.rows), channel_blocks)
     grad_strides, saved_strides, x_strides, grad_x_strides = (

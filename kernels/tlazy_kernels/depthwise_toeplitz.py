@@ -394,6 +394,7 @@ def toeplitz_grad_weight(
         buffers.append(Buffer((parts, channels, taps), torch.float32))
     first = 5
     last = first + len(buffers) - 1
+    block_k = 1 << (taps - 1).bit_length()
     step = Step(
         _depthwise_toeplitz_grad_weight_kernel,
         (channels, parts),
@@ -416,9 +417,9 @@ def toeplitz_grad_weight(
             "VECTOR": vector,
             "CHUNKS": chunks,
             "BLOCK": BLOCK,
-            "BLOCK_K": 1 << (taps - 1).bit_length(),
+            "BLOCK_K": block_k,
         },
-        num_warps=4,
+        num_warps=4 if block_k <= BLOCK else 8,  # or the gathered diagonals spill
         num_stages=2,
     )
     steps = [step]

@@ -6,6 +6,7 @@ AMD's from the assembly that the binary was made of.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -58,7 +59,8 @@ def usage(asm: Mapping[str, Any]) -> tuple[int, int]:
         found = dict(re.findall(r"\.(\w+):\s+(\d+)", asm["amdgcn"]))
         spilled = 4 * int(found["vgpr_spill_count"])
         return int(found["vgpr_count"]), int(found["private_segment_fixed_size"]) + spilled
-    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _run("cuobjdump", asm, "-res-usage")))
+    printed = _run("cuobjdump", asm["cubin"], "-res-usage")
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", printed))
     return int(found["REG"]), int(found["STACK"]) + int(found["LOCAL"])
 
 
@@ -71,7 +73,14 @@ def instruction_mix(asm: Mapping[str, Any]) -> dict[str, int]:
     """
     if "amdgcn" in asm:
         return count_kinds(asm["amdgcn"], AMD_KINDS)
-    return count_kinds(_run("nvdisasm", asm, "-c"), NVIDIA_KINDS)
+    return dict(_nvidia_mix(asm["cubin"]))
+
+
+@functools.cache
+def _nvidia_mix(cubin: bytes) -> dict[str, int]:
+    """Kept, because half a second is long and launchers share kernels. ``-ndf`` leaves out the
+    analysis of the data flow, which the instructions' text does not show."""
+    return count_kinds(_run("nvdisasm", cubin, "-c", "-ndf"), NVIDIA_KINDS)
 
 
 def count_kinds(text: str, kinds: Mapping[str, str]) -> dict[str, int]:
@@ -86,9 +95,9 @@ def count_kinds(text: str, kinds: Mapping[str, str]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _run(tool: str, asm: Mapping[str, Any], option: str) -> str:
+def _run(tool: str, cubin: bytes, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
+        file.write(cubin)
         file.flush()
-        command = [str(TOOLS / tool), option, file.name]
+        command = [str(TOOLS / tool), *options, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

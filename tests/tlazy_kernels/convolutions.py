@@ -47,16 +47,21 @@ class Convolution:
         reach = self.dilation * (self.taps - 1) + 1
         return (self.length + sum(self.padding) - reach) // self.stride + 1
 
-    def operands(self, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x, weight, bias, grad), random."""
-        shapes = (
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of x, weight, bias and the output's gradient."""
+        return (
             (self.batch, self.in_channels, self.length),
             (self.out_channels, self.in_channels // self.groups, self.taps),
             (self.out_channels,),
             (self.batch, self.out_channels, self.out_length),
         )
+
+    def operands(self, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(x, weight, bias, grad), random."""
         x, weight, bias, grad = (
-            random(*shape, dtype=dtype, device=device, seed=i) for i, shape in enumerate(shapes)
+            random(*shape, dtype=dtype, device=device, seed=i)
+            for i, shape in enumerate(self.shapes)
         )
         return x, weight, bias, grad
 

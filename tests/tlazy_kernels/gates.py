@@ -33,6 +33,7 @@ WITHOUT_A_LOOP = frozenset({"_first_layer_kernel"})
 # each is one tile's share of a thread: any more would be a layout that got worse. Kernels that are
 # not named have none, and in float32 no load may be that narrow.
 NARROW_LOADS = {
+    "_matmul_pointer_kernel": 16,  # the bias, whose last vector may end early
     "_sum_kernel": 1,  # the bias: in small sums a thread has one column
     "_conv1d_tiled_kernel": 4,  # the bias, in tiles of 16 filters
     "_copy_kernel": 16,  # weights, whose taps lie side by side
@@ -53,14 +54,15 @@ NARROW_LOADS = {
     "_first_layer_grad_weight_kernel": 16,  # the samples
 }
 
+# On Blackwell a thread has a whole row of the accumulator, and loads what belongs to each element.
+NARROW_LOADS_ON_BLACKWELL = {"_matmul_pointer_kernel": 32, "_grad_weight_gather_kernel": 32}
+
 # Cases of the catalogue whose sizes leave no alignment to use.
 UNALIGNED = (" small", " odd")
 
-# The cases that every change compiles: the tiles of large sizes. They have no stack at all. In
-# other tiles ptxas may keep four registers in memory where another program fits in then, and a
-# thread may have twice the share of a tile.
+# The cases that every change compiles: the tiles of large sizes. In other tiles a thread may have
+# twice the share of a tile.
 REPRESENTATIVE = frozenset(case.name for case in cases(torch.bfloat16))
-OTHER_TILES_STACK = 16
 OTHER_TILES_NARROW = 2
 
 # Registers that a build may differ by from its baseline, for ptxas versions of one Triton version.
@@ -77,8 +79,7 @@ def shared_memory(row: Compiled) -> Iterator[str]:
 
 
 def stack(row: Compiled) -> Iterator[str]:
-    allowed = 0 if _is_representative(row) else OTHER_TILES_STACK
-    if row.stack > allowed or (row.mix.get("local") and not allowed):
+    if row.stack or row.mix.get("local"):
         yield f"{row.stack} bytes of stack, {row.mix.get('local', 0)} local loads and stores"
 
 
@@ -103,7 +104,8 @@ def asynchronous_copies(row: Compiled) -> Iterator[str]:
 
 def narrow_loads(row: Compiled) -> Iterator[str]:
     found = row.mix.get("load 1", 0) + row.mix.get("load 2", 0)
-    budget = 0 if row.dtype == "float32" else NARROW_LOADS.get(row.kernel, 0)
+    budgets = NARROW_LOADS | (NARROW_LOADS_ON_BLACKWELL if row.target == "sm_100" else {})
+    budget = 0 if row.dtype == "float32" else budgets.get(row.kernel, 0)
     budget *= 1 if _is_representative(row) else OTHER_TILES_NARROW
     if found > budget and not _narrow_by_nature(row):
         yield f"{found} global loads of 2 bytes or less, more than {budget}"

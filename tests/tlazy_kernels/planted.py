@@ -1,7 +1,7 @@
 """Compiles kernels with one defect each, and prints what came out as JSON.
 
-Run as a program, where the interpreter is off: ``python -m tests.tlazy_kernels.planted``. All are
-of sm_90, and ``sound`` ones have no defect: each gate lets something pass.
+Run as a program, where the interpreter is off: ``python -m tests.tlazy_kernels.planted``. The
+``sound`` ones have no defect: each gate lets something pass.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def _by_descriptors(
 
 def _linear(
     dtype: torch.dtype = torch.bfloat16,
+    target: str = "sm_90",
     inputs: int = 1024,
     outputs: int = 1024,
     **changes: object,
@@ -79,7 +80,7 @@ def _linear(
     """The product that linear_forward launches, with some of its arguments or options changed."""
     x, weight = (torch.empty(1024, inputs, dtype=dtype, device="meta") for _ in range(2))
     weight = weight[:outputs]
-    with recorded() as recording:
+    with recorded(target) as recording:
         linear_forward(x, weight, activation="gelu")
     launch = recording.launches[0]
     options = launch.options | {k: v for k, v in changes.items() if k.startswith("num_")}
@@ -87,30 +88,39 @@ def _linear(
     return replace(launch, values=values, options=options)
 
 
-def planted() -> Iterator[tuple[str, str, Launch]]:
-    """(the gate that must catch it, dtype, launch)."""
+def planted() -> Iterator[tuple[str, str, str, Launch]]:
+    """(the gate that must catch it, target, dtype, launch)."""
     huge = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "num_stages": 4, "num_warps": 8}
-    yield "shared_memory", "bfloat16", _linear(**huge)
-    yield "stack", "bfloat16", _linear(BLOCK_M=128, BLOCK_N=256, num_warps=4)
-    yield "matrix_units", "float32", _linear(torch.float32, PRECISION="ieee", BLOCK_K=16)
-    yield "matrix_units", "bfloat16", _linear(num_warps=2)
-    yield "asynchronous_copies", "bfloat16", _linear(outputs=1020, num_stages=1)
-    yield "narrow_loads", "bfloat16", _linear(inputs=1023)
-    yield "specialization", "bfloat16", _by_descriptors(specialized=True, num_warps=8)
-    yield "scratch_memory", "bfloat16", _by_descriptors(allocates=False)
-    yield "fusion", "bfloat16", _flattened(invariant=False)
-    yield "sound", "bfloat16", _flattened(invariant=True)
-    yield "sound", "bfloat16", _linear()
-    yield "sound", "bfloat16", _by_descriptors()
-    yield "sound", "bfloat16", _by_descriptors(specialized=True)
+    exact = {"PRECISION": "ieee", "BLOCK_K": 16}
+    found = [
+        ("shared_memory", "bfloat16", _linear(**huge)),
+        ("stack", "bfloat16", _linear(BLOCK_M=128, BLOCK_N=256, num_warps=4)),
+        ("matrix_units", "float32", _linear(torch.float32, **exact)),
+        ("matrix_units", "bfloat16", _linear(num_warps=2)),
+        ("asynchronous_copies", "bfloat16", _linear(outputs=1020, num_stages=1)),
+        ("narrow_loads", "bfloat16", _linear(inputs=1023)),
+        ("specialization", "bfloat16", _by_descriptors(specialized=True, num_warps=8)),
+        ("scratch_memory", "bfloat16", _by_descriptors(allocates=False)),
+        ("fusion", "bfloat16", _flattened(invariant=False)),
+        ("sound", "bfloat16", _flattened(invariant=True)),
+        ("sound", "bfloat16", _linear()),
+        ("sound", "bfloat16", _by_descriptors()),
+        ("sound", "bfloat16", _by_descriptors(specialized=True)),
+    ]
+    yield from ((gate, "sm_90", dtype, launch) for gate, dtype, launch in found)
+    # What tells a defect where the instructions are other ones.
+    yield "matrix_units", "sm_80", "float32", _linear(torch.float32, "sm_80", **exact)
+    yield "asynchronous_copies", "sm_80", "bfloat16", _linear(target="sm_80", num_stages=1)
+    yield "matrix_units", "sm_100", "bfloat16", _linear(target="sm_100", num_warps=2)
+    large = {"BLOCK_M": 256, "BLOCK_N": 256, "num_warps": 4}
+    yield "stack", "gfx942", "bfloat16", _linear(target="gfx942", **large)
 
 
 def main() -> None:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-    def row(item: tuple[str, str, Launch]) -> Compiled:
-        gate, dtype, launch = item
-        return compiled(gate, "sm_90", dtype, launch)
+    def row(item: tuple[str, str, str, Launch]) -> Compiled:
+        return compiled(*item)
 
     with ThreadPoolExecutor(2) as pool:
         print(json.dumps([asdict(found) for found in pool.map(row, list(planted()))]))

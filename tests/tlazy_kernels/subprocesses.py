@@ -73,9 +73,9 @@ def planted() -> list[Compiled]:
 
 
 @cache
-def picks(target: str, dtype: str) -> list[Compiled]:
-    """What the chooser picks for a grid of shapes."""
-    rows = json.loads(output(start("tests.tlazy_kernels.picks", target, dtype)))
+def picks(family: str, target: str, dtype: str) -> list[Compiled]:
+    """What the choosers pick for a grid of layers."""
+    rows = json.loads(output(start("tests.tlazy_kernels.picks", family, target, dtype)))
     return [Compiled(**row) for row in rows]
 
 
