@@ -29,6 +29,8 @@ SEEN_IN = {
     "splits": "linear",
     "positions": "conv1d",
     "conv1d_tiled": "conv1d",
+    "conv1d_tiles": "conv1d",
+    "conv1d_filters": "conv1d",
     "conv1d_gather": "conv1d",
     "conv1d_grad_weight": "conv1d",
     "depthwise_general": "depthwise",
@@ -150,22 +152,40 @@ MUTANTS = [
     Mutant("stride's remainder ignored", "positions", " & (source * stride == strided)", ""),
     Mutant(
         "tap off by one in a tile",
-        "conv1d_tiled",
+        "conv1d_tiles",
         "offset = tap * dilation - padding",
         "offset = (tap + 1) * dilation - padding",
     ),
     Mutant(
         "lifted rows not taken off",
-        "conv1d_tiled",
+        "conv1d_tiles",
         "source = offset // STEP - lift",
         "source = offset // STEP",
     ),
-    Mutant("stride's phase forgotten", "conv1d_tiled", "phase = offset % STEP", "phase = 0"),
+    Mutant("stride's phase forgotten", "conv1d_tiles", "phase = offset % STEP", "phase = 0"),
     Mutant(
         "group's output offset forgotten",
         "conv1d_tiled",
         "channel = group.to(tl.int64) * F + filters",
         "channel = filters",
+    ),
+    Mutant(
+        "small groups not kept apart",
+        "conv1d_tiled",
+        "tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) > 0",
+        "tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) > 1",
+    ),
+    Mutant(
+        "filters beside the diagonal",
+        "conv1d_filters",
+        "mask & own & (c < together * C)",
+        "mask & (c < together * C)",
+    ),
+    Mutant(
+        "block of the diagonal forgotten",
+        "conv1d_grad_weight",
+        "channels %= each",
+        "channels %= C",
     ),
     Mutant(
         "outputs one too many",
@@ -175,7 +195,7 @@ MUTANTS = [
     ),
     Mutant(
         "padding forgotten in the input gradient",
-        "conv1d_tiled",
+        "conv1d_tiles",
         "(residue + padding - tap * dilation) // STEP",
         "(residue - tap * dilation) // STEP",
     ),
@@ -201,8 +221,8 @@ MUTANTS = [
     Mutant(
         "split runs into the next, by pointers",
         "conv1d_grad_weight",
-        "tl.minimum(first + rows_per_split, rows)",
-        "rows",
+        "tl.minimum(first + rows_per_split, tl.cast(batch, tl.int64) * out_length)",
+        "tl.cast(batch, tl.int64) * out_length",
     ),
     Mutant(
         "split runs into the next, by descriptors",
