@@ -92,6 +92,8 @@ def thorough_cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from _conv1d(
         "conv1d", dtype, (32, 100, 1021), (60, 25, 3), stride=2, activation="relu", tag=" odd"
     )
+    groups: dict[str, Any] = {"channels_last": True, "tag": " small groups"}
+    yield from _conv1d("conv1d", dtype, (32, 256, 8192), (256, 8, 3), activation="gelu", **groups)
     long: dict[str, Any] = {"channels_last": True, "tag": " long channels last"}
     yield from _conv1d("depthwise", dtype, (32, 512, 8192), (512, 1, 31), activation="gelu", **long)
     yield from _conv1d(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tlazy_kernels import checks, depthwise, layouts
 from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.conv1d_filters import groups_together
 from tlazy_kernels.conv1d_gather import gather_step
 from tlazy_kernels.conv1d_grad_weight import correlate
 from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles, tiled_steps
@@ -206,18 +207,31 @@ def _plan(
     tiled, source = None, 0
     buffers: list[Buffer] = []
     steps: list[Step] = []
+    together = groups_together(
+        geometry.groups,
+        x.shape[1] // geometry.groups,
+        y.shape[1] // geometry.groups,
+        x.element_size(),
+    )
+    blocks = geometry._replace(groups=geometry.groups // together)
     if fits_tiles(x, y.shape[2], weight.shape[2], geometry):
-        tiled = readable_tiles(target, x, geometry.groups, 1 if transposed else geometry.stride)
+        tiled = readable_tiles(target, x, blocks.groups, 1 if transposed else geometry.stride)
         reads = weight.shape[2] / (geometry.stride if transposed else 1)
         reads *= filter_blocks(y.shape[1] // geometry.groups)
         if tiled is None and copy_pays(x, reads):
             source = len(tensors)
-            buffer, step, tiled = tiled_copy(x, geometry.groups, 0, source)
+            buffer, step, tiled = tiled_copy(x, blocks.groups, 0, source)
             buffers.append(buffer)
             steps.append(step)
     if tiled is None:
         return Plan((), (gather_step(*tensors, geometry, **settings),), ())
     more, launches = tiled_steps(
-        *tensors, geometry, **settings, source=source, tiled=tiled, target=target
+        *tensors,
+        blocks,
+        **settings,
+        source=source,
+        tiled=tiled,
+        target=target,
+        together=together,
     )
     return Plan((*buffers, *more), (*steps, *launches), ())

@@ -29,6 +29,7 @@ def conv1d_config(
     itemsize: int,
     precision: str,
     channels_last: bool,
+    together: int = 1,
 ) -> TileConfig:
     """The tile with the least modelled time for a convolution.
 
@@ -41,18 +42,25 @@ def conv1d_config(
         itemsize: bytes of an element.
         precision: of the dot, as ``environment.dot_precision``.
         channels_last: whether a tile may take rows of several series.
+        together: small groups in each group, which a second accumulator keeps apart.
     """
 
     def cycles(tile: TileConfig) -> float:
         series = series_in_tile(tile.rows, rows) if channels_last else 1
-        tiles = -(-batch // series) * -(-rows // (tile.rows // series)) * -(-filters // tile.cols)
+        count = -(-batch // series) * -(-rows // (tile.rows // series)) * -(-filters // tile.cols)
         steps = max(1.0, taps * -(-channels // tile.depth))
         store = tile.rows * tile.cols * itemsize / target.memory_bytes
         resident = tile.programs(itemsize, target)
         each = steps * step_cycles(tile, itemsize, precision, target) + store + _START / resident
-        return -(-tiles * groups // target.processors) * each
+        return -(-count * groups // target.processors) * each
 
-    return min(_tiles(target, filters, channels, itemsize), key=cycles)
+    tiles = list(_tiles(target, filters, channels, itemsize))
+    if together > 1:
+        # Where threads copy tiles, they keep addresses as well.
+        least = min(tile.rows for tile in tiles)
+        warps = least // 16 if target.copies_tiles else 8
+        tiles = [replace(tile, num_warps=warps) for tile in tiles if tile.rows == least]
+    return min(tiles, key=cycles)
 
 
 def grad_weight_config(

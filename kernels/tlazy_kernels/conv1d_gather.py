@@ -29,14 +29,22 @@ def _conv1d_gather_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -
     return metadata(f"{kernel.name} [{_sizes(args)}]", flops, args, *touched)
 
 
-@triton.jit(launch_metadata=_conv1d_gather_metadata)
+# What changes with the length; samples are loaded one by one, wherever they lie.
+_VARYING = ["batches", "length", "stride_xn"]
+
+
+@triton.jit(
+    launch_metadata=_conv1d_gather_metadata,
+    do_not_specialize=_VARYING,
+    do_not_specialize_on_alignment=["stride_xc"],
+)
 def _conv1d_gather_kernel(
     x_ptr,  # shape (N, groups * C, length)
     weight_ptr,  # element (group, f, c, tap), by four strides
     bias_ptr,  # shape (groups * F,); unread unless HAS_BIAS
     y_ptr,  # act(conv + bias), shape (N, groups * F, out_length)
     preactivation_ptr,  # conv + bias, same shape and strides as y; unwritten unless saved
-    rows,  # N * out_length
+    batches,
     out_length,
     length,
     C,  # contraction channels a group
@@ -66,6 +74,7 @@ def _conv1d_gather_kernel(
     BLOCK_C: tl.constexpr,
 ):
     out_blocks = tl.cdiv(F, BLOCK_F)
+    rows = tl.cast(batches, tl.int64) * out_length
     tiles = tl.cdiv(rows, BLOCK_R) * out_blocks
     group = (tl.program_id(0) // tiles).to(tl.int64)
     tile = tl.program_id(0) % tiles
@@ -105,7 +114,7 @@ def _conv1d_gather_kernel(
 
 
 def _sizes(args: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={args[name]}" for name in ("rows", "C", "F", "taps", "stride"))
+    return " ".join(f"{name}={args[name]}" for name in ("out_length", "C", "F", "taps", "stride"))
 
 
 def gather_step(
@@ -137,7 +146,7 @@ def gather_step(
         (tiles * groups,),
         (0, 1, 0 if bias is None else 2, 3, 3 if preactivation is None else 4),
         (
-            rows,
+            batch,
             out_length,
             length,
             group_in,

@@ -16,15 +16,9 @@ from torch import Tensor
 
 from tlazy_kernels.configs import TileConfig, dot_config, split_rows
 from tlazy_kernels.conv1d_configs import grad_weight_config, series_in_tile
-from tlazy_kernels.conv1d_tiled import (
-    columns_of,
-    filter_blocks,
-    fits_tiles,
-    load_rows,
-    readable_tiles,
-    rows_of,
-    subtiles,
-)
+from tlazy_kernels.conv1d_filters import groups_together
+from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles, subtiles
+from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.environment import dot_precision
 from tlazy_kernels.first_layer import first_layer_grad_weight
@@ -37,17 +31,22 @@ from tlazy_kernels.tuned import tuned_convolution
 
 
 def _grad_weight_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    rows = args["rows"] if "rows" in args else args["batch"] * args["out_length"]
-    flops = 2 * rows * args["groups"] * args["F"] * args["C"] * args["taps"]
+    products = args["groups"] * args["F"] * args["C"] // args.get("TOGETHER", 1) * args["taps"]
+    flops = 2 * args["batch"] * args["out_length"] * products
     sizes = " ".join(f"{size}={args[size]}" for size in ("out_length", "C", "F", "taps"))
     return metadata(f"{kernel.name} [{sizes}]", flops, args, "grad_ptr", "x_ptr", "out_ptr")
 
 
-@triton.jit(launch_metadata=_grad_weight_metadata)
+# What changes with the length: strides are in whole units.
+_VARYING = ["batch", "length", "out_length", "steps_per_part"]
+_VARYING += ["stride_gn", "stride_gg", "stride_gt", "stride_xn", "stride_xg", "stride_xt"]
+
+
+@triton.jit(launch_metadata=_grad_weight_metadata, do_not_specialize=_VARYING)
 def _grad_weight_tiled_kernel(
     grad_ptr,  # g = dL/dz, shape (batch, groups * F, out_length)
     x_ptr,  # shape (batch, groups * C, length)
-    out_ptr,  # partial sums, shape (parts, groups * F, C, taps), contiguous
+    out_ptr,  # partial sums, shape (parts, groups * F, C / TOGETHER, taps), contiguous
     batch,
     length,
     out_length,
@@ -73,6 +72,7 @@ def _grad_weight_tiled_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    TOGETHER: tl.constexpr,  # small groups in each group: blocks on the diagonal are kept
 ):
     in_blocks = tl.cdiv(C, BLOCK_C)
     out_blocks = tl.cdiv(F, BLOCK_F)
@@ -113,19 +113,28 @@ def _grad_weight_tiled_kernel(
     for i in tl.static_range(SUBTILES):
         total = columns_of(acc, i, SUBTILES)
         channels = c + i * (BLOCK_C // SUBTILES) + tl.arange(0, BLOCK_C // SUBTILES)
+        each = C // TOGETHER
+        mask = (filters < F)[:, None] & (channels < C)[None, :]
+        if TOGETHER > 1:
+            mask &= (filters // (F // TOGETHER))[:, None] == (channels // each)[None, :]
+            channels %= each
         tl.store(
-            out_ptr + ((out_row * C)[:, None] + channels[None, :]) * taps + tap,
+            out_ptr + ((out_row * each)[:, None] + channels[None, :]) * taps + tap,
             total.to(out_ptr.dtype.element_ty),
-            mask=(filters < F)[:, None] & (channels < C)[None, :],
+            mask=mask,
         )
 
 
-@triton.jit(launch_metadata=_grad_weight_metadata)
+@triton.jit(
+    launch_metadata=_grad_weight_metadata,
+    do_not_specialize=["batch", "length", "stride_xn"],
+    do_not_specialize_on_alignment=["stride_xc"],
+)
 def _grad_weight_gather_kernel(
     grad_ptr,  # g = dL/dz, shape (N, groups * F, out_length)
     x_ptr,  # shape (N, groups * C, length)
     out_ptr,  # partial sums, shape (splits, groups * F, C, taps), contiguous
-    rows,  # N * out_length
+    batch,
     rows_per_split,
     out_length,
     length,
@@ -158,20 +167,20 @@ def _grad_weight_gather_kernel(
     grad_channels = grad_ptr + (group * F + f) * stride_go
     x_channels = x_ptr + (group * C + c) * stride_xc
     first = split * rows_per_split
-    last = tl.minimum(first + rows_per_split, rows)
+    last = tl.minimum(first + rows_per_split, tl.cast(batch, tl.int64) * out_length)
     acc = tl.zeros((BLOCK_F, BLOCK_C), dtype=tl.float32)
     for start in range(first, last, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R).to(tl.int64)
-        batch = row // out_length
+        series = row // out_length
         position = row % out_length
         source, exists = source_position(position, tap, stride, padding, dilation, length, False)
         grad = tl.load(
-            grad_channels[:, None] + (batch * stride_gn + position * stride_gl)[None, :],
+            grad_channels[:, None] + (series * stride_gn + position * stride_gl)[None, :],
             mask=(f < F)[:, None] & (row < last)[None, :],
             other=0.0,
         )
         x = tl.load(
-            (batch * stride_xn + source * stride_xl)[:, None] + x_channels[None, :],
+            (series * stride_xn + source * stride_xl)[:, None] + x_channels[None, :],
             mask=((row < last) & exists)[:, None] & (c < C)[None, :],
             other=0.0,
         )
@@ -219,8 +228,11 @@ def _plan(
     )
     buffers: list[Buffer] = []
     steps: list[Step] = []
+    itemsize = x.element_size()
+    together = groups_together(geometry.groups, shape[1], shape[0] // geometry.groups, itemsize)
+    blocks = geometry._replace(groups=geometry.groups // together)
     tiles = (
-        _tiles(target, grad, x, shape, geometry)
+        _tiles(target, grad, x, shape, blocks, together)
         if fits_tiles(x, grad.shape[2], shape[2], geometry)
         else None
     )
@@ -231,13 +243,15 @@ def _plan(
         config = config or grad_weight_config(
             target,
             rows=grad.shape[0] * grad.shape[2],
-            filters=shape[0] // geometry.groups,
-            channels=shape[1],
-            copies=shape[2] * geometry.groups,
-            itemsize=grad.element_size(),
+            filters=shape[0] // blocks.groups,
+            channels=shape[1] * together,
+            copies=shape[2] * blocks.groups,
+            itemsize=itemsize,
             precision=precision,
         )
-        parts, product = _tiled_step(grad, x, sources, forms, shape, geometry, precision, config)
+        parts, product = _tiled_step(
+            grad, x, sources, forms, shape, blocks, precision, config, together
+        )
     last = 2 + len(buffers)
     if parts == 1:
         return Plan((*buffers, out), (*steps, product), (len(buffers),))
@@ -247,11 +261,16 @@ def _plan(
 
 
 def _tiles(
-    target: Target, grad: Tensor, x: Tensor, shape: tuple[int, int, int], geometry: Geometry
+    target: Target,
+    grad: Tensor,
+    x: Tensor,
+    shape: tuple[int, int, int],
+    geometry: Geometry,
+    together: int,
 ) -> tuple[list[Buffer], list[Step], list[int], list[Tiled]] | None:
     """Copies of gradient and x for tiles where they need one, the plan's tensors to read, and how;
-    or None where copies do not pay."""
-    group_out = shape[0] // geometry.groups
+    or None where copies do not pay. Of the weight's groups, each of `geometry` has `together`."""
+    group_out = shape[0] // (geometry.groups * together)
     buffers: list[Buffer] = []
     steps: list[Step] = []
     sources: list[int] = []
@@ -281,9 +300,11 @@ def _tiled_step(
     geometry: Geometry,
     precision: str,
     config: TileConfig,
+    together: int,
 ) -> tuple[int, Step]:
     """(parts, the launch that fills them)."""
     out_channels, group_in, taps = shape
+    group_in *= together
     batch, _, out_length = grad.shape
     stride, (padding, _), dilation, groups = geometry
     group_out = out_channels // groups
@@ -326,6 +347,7 @@ def _tiled_step(
             "BLOCK_L": block_l,
             "BLOCK_F": config.rows,
             "BLOCK_C": config.cols,
+            "TOGETHER": together,
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -355,7 +377,7 @@ def _gather_step(
         (tiles, parts),
         (0, 1, 2),
         (
-            rows,
+            batch,
             rows_per_split,
             out_length,
             x.shape[2],

@@ -75,7 +75,13 @@ def _tap(weight_ptr, channel, channels, tap, stride_wc, stride_wk):
     return tl.load(place, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
 
 
-@triton.jit(launch_metadata=_convolve_metadata)
+# What changes with the length: strides are in vectors.
+_VARYING = ["lanes", "runs", "length", "out_length", "stride_xn", "stride_yn"]
+_VARYING_BACK = ["lanes", "runs", "length", "out_length", "steps_per_split"]
+_VARYING_BACK += ["stride_gn", "stride_sn", "stride_xn", "stride_dn"]
+
+
+@triton.jit(launch_metadata=_convolve_metadata, do_not_specialize=_VARYING)
 def _depthwise_channels_kernel(
     x_ptr,  # shape (N, C_in, length), channels side by side
     weight_ptr,  # shape (channels, 1, TAPS)
@@ -162,7 +168,7 @@ def _depthwise_channels_kernel(
         _store(y_ptr, activate(z, ACTIVATION), vector, exists, channel, there, VECTOR)
 
 
-@triton.jit(launch_metadata=backward_metadata)
+@triton.jit(launch_metadata=backward_metadata, do_not_specialize=_VARYING_BACK)
 def _depthwise_channels_backward_kernel(
     grad_ptr,  # dL/dy, shape (N, channels, out_length), channels side by side
     saved_ptr,  # z or y, same shape; unread where ACTIVATION is None

@@ -28,14 +28,22 @@ def _depthwise_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> di
     return metadata(f"{kernel.name} [{_sizes(args)}]", 2 * outputs * args["taps"], args, *touched)
 
 
-@triton.jit(launch_metadata=_depthwise_metadata)
+# What changes with the length; samples are loaded one by one, wherever they lie.
+_VARYING = ["batches", "length", "stride_xn"]
+
+
+@triton.jit(
+    launch_metadata=_depthwise_metadata,
+    do_not_specialize=_VARYING,
+    do_not_specialize_on_alignment=["stride_xc"],
+)
 def _depthwise_kernel(
     x_ptr,  # shape (N, C_in, length); C_out channels where TRANSPOSED
     weight_ptr,  # shape (C_out, 1, taps)
     bias_ptr,  # shape (channels,); unread unless HAS_BIAS
     y_ptr,  # act(conv + bias), shape (N, channels, out_length)
     preactivation_ptr,  # conv + bias, same shape and strides as y; unwritten unless saved
-    rows,  # N * out_length
+    batches,
     out_length,
     length,
     channels,
@@ -64,6 +72,7 @@ def _depthwise_kernel(
     tile = tl.program_id(0)
     row = (tile // channel_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = (tile % channel_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    rows = tl.cast(batches, tl.int64) * out_length
     batch = row // out_length
     position = row % out_length
     acc = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
@@ -106,21 +115,25 @@ def _depthwise_kernel(
 def _depthwise_grad_weight_metadata(
     grid: tuple, kernel: Any, args: Mapping[str, Any]
 ) -> dict[str, Any]:
-    flops = 2 * args["rows"] * args["channels"] * args["taps"]
+    flops = 2 * args["grad_ptr"].numel() * args["taps"]
     name = f"{kernel.name} [{_sizes(args)}]"
     return metadata(name, flops, args, "grad_ptr", "x_ptr", "out_ptr")
 
 
 def _sizes(args: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={args[name]}" for name in ("rows", "channels", "taps", "stride"))
+    return " ".join(f"{name}={args[name]}" for name in ("out_length", "channels", "taps", "stride"))
 
 
-@triton.jit(launch_metadata=_depthwise_grad_weight_metadata)
+@triton.jit(
+    launch_metadata=_depthwise_grad_weight_metadata,
+    do_not_specialize=_VARYING,
+    do_not_specialize_on_alignment=["stride_xc"],
+)
 def _depthwise_grad_weight_kernel(
     grad_ptr,  # g = dL/dz, shape (N, C_out, out_length)
     x_ptr,  # shape (N, C_in, length)
     out_ptr,  # partial sums, shape (splits, C_out, 1, taps), contiguous
-    rows,  # N * out_length
+    batches,
     rows_per_split,
     out_length,
     length,
@@ -143,7 +156,7 @@ def _depthwise_grad_weight_kernel(
     channel = (tl.program_id(0) // taps).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     split = tl.program_id(1).to(tl.int64)
     first = split * rows_per_split
-    last = tl.minimum(first + rows_per_split, rows)
+    last = tl.minimum(first + rows_per_split, tl.cast(batches, tl.int64) * out_length)
     acc = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
     for start in range(first, last, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R).to(tl.int64)
@@ -194,7 +207,7 @@ def general_step(
         (-(-rows // config.rows) * -(-channels // config.cols),),
         (0, 1, 0 if bias is None else 2, 3, 3 if preactivation is None else 4),
         (
-            rows,
+            batch,
             out_length,
             x.shape[2],
             channels,
@@ -244,7 +257,7 @@ def general_grad_weight(
         (tiles, parts),
         (0, 2, 6),
         (
-            rows,
+            batch,
             rows_per_part,
             out_length,
             x.shape[2],

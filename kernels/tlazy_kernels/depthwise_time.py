@@ -72,7 +72,13 @@ def _taps(weight_ptr, channel, channels, stride_wc, stride_wk, TAPS: tl.constexp
     return taps
 
 
-@triton.jit(launch_metadata=_convolve_metadata)
+# What changes with the length: strides are in vectors.
+_VARYING = ["vectors", "out_vectors", "stride_xn", "stride_xc", "stride_yn", "stride_yc"]
+_VARYING_BACK = ["batches", "vectors", "out_vectors", "steps_per_split"]
+_VARYING_BACK += [f"stride_{tensor}{axis}" for tensor in "gsxd" for axis in "nc"]
+
+
+@triton.jit(launch_metadata=_convolve_metadata, do_not_specialize=_VARYING)
 def _depthwise_time_kernel(
     x_ptr,  # shape (N, C_in, vectors * VECTOR)
     weight_ptr,  # shape (channels, 1, TAPS)
@@ -148,7 +154,7 @@ def _depthwise_time_kernel(
     tl.store(y_rows + offsets, activate(z, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(launch_metadata=backward_metadata)
+@triton.jit(launch_metadata=backward_metadata, do_not_specialize=_VARYING_BACK)
 def _depthwise_time_backward_kernel(
     grad_ptr,  # dL/dy, shape (N, channels, out_vectors * VECTOR)
     saved_ptr,  # z or y, same shape; unread where ACTIVATION is None
@@ -411,11 +417,12 @@ def vector_width(*tensors: Tensor) -> int:
 def _time_config(vectors: int, channels: int, vector: int) -> TileConfig:
     """Vectors (rows) and channels (cols) of a tile: 256 vectors, or 1024 single samples.
 
-    The longest piece of a row that wastes at most an eighth of the lanes on what is behind its end.
+    The longest piece of a row that wastes at most an eighth of the lanes on what is behind its end,
+    of a few: each is a kernel of its own, and lengths may vary.
     """
     lanes = max(256, 1024 // vector)
     rows = lanes // 2
-    while rows > 4 and -(-vectors // rows) * rows * 8 > vectors * 9:
-        rows //= 2
+    while rows > 8 and -(-vectors // rows) * rows * 8 > vectors * 9:
+        rows //= 4
     cols = min(lanes // rows, 1 << (channels - 1).bit_length())
     return TileConfig(rows=rows, cols=cols, depth=1)

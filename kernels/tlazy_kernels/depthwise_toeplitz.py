@@ -121,7 +121,12 @@ def _finish(
     tl.store(y_row + place, activate(z, ACTIVATION).to(y_row.dtype.element_ty), mask=mask)
 
 
-@triton.jit(launch_metadata=_convolve_metadata)
+# What changes with the length: strides are in vectors.
+_VARYING = ["rows", "blocks", "vectors", "out_vectors", "steps_per_part"]
+_VARYING += [f"stride_{tensor}{axis}" for tensor in "gxy" for axis in "nc"]
+
+
+@triton.jit(launch_metadata=_convolve_metadata, do_not_specialize=_VARYING)
 def _depthwise_toeplitz_kernel(
     x_ptr,  # shape (N, C_in, vectors * VECTOR)
     weight_ptr,  # shape (channels, 1, TAPS)
@@ -238,7 +243,7 @@ def _grad_weight_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> 
     return metadata(name, flops, args, "grad_ptr", "x_ptr", "out_ptr")
 
 
-@triton.jit(launch_metadata=_grad_weight_metadata)
+@triton.jit(launch_metadata=_grad_weight_metadata, do_not_specialize=_VARYING)
 def _depthwise_toeplitz_grad_weight_kernel(
     grad_ptr,  # g = dL/dz, shape (N, channels, out_vectors * VECTOR)
     x_ptr,  # shape (N, C_in, vectors * VECTOR)

@@ -71,7 +71,11 @@ def _patches(
     return tl.load(row + places, mask=mask, other=0.0)
 
 
-@triton.jit(launch_metadata=_forward_metadata)
+# What changes with the length; samples are loaded one by one, wherever they lie.
+_VARYING = ["batches", "length", "steps_per_part", "stride_xn", "stride_xc"]
+
+
+@triton.jit(launch_metadata=_forward_metadata, do_not_specialize=_VARYING)
 def _first_layer_kernel(
     x_ptr,  # shape (N, C, length)
     weight_ptr,  # shape (filters, C, taps)
@@ -153,7 +157,7 @@ def _grad_weight_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> 
     return metadata(name, flops, args, "grad_ptr", "x_ptr", "out_ptr")
 
 
-@triton.jit(launch_metadata=_grad_weight_metadata)
+@triton.jit(launch_metadata=_grad_weight_metadata, do_not_specialize=_VARYING)
 def _first_layer_grad_weight_kernel(
     grad_ptr,  # g = dL/dz, shape (N, filters, out_length)
     x_ptr,  # shape (N, C, length)

@@ -37,6 +37,7 @@ NARROW_LOADS = {
     "_sum_kernel": 1,  # the bias: in small sums a thread has one column
     "_conv1d_tiled_kernel": 4,  # the bias, in tiles of 16 filters
     "_copy_kernel": 16,  # weights, whose taps lie side by side
+    "_block_diagonal_kernel": 16,  # likewise
     "_conv1d_gather_kernel": 48,  # the samples and the weight, both as above
     "_grad_weight_gather_kernel": 16,  # the samples
     "_depthwise_kernel": 10,  # the samples, and the weight's 4 taps, which lie side by side

@@ -269,6 +269,38 @@ def test_torch_raises_the_same_type_for_bad_settings(settings):
     assert type(ours.value) is type(theirs.value)
 
 
+# What torch's own tests of conv1d call an error (OpInfo.error_inputs), in float32: shapes of x and
+# weight, dtypes of x and weight and of the bias, settings.
+OPINFO_ERRORS = [
+    ((1, 1, 4), (1, 1, 2), torch.int64, torch.float32, {}),
+    ((1, 1, 4), (1, 1, 2), torch.float32, torch.complex64, {}),
+    ((1, 1, 4), (1, 2, 2), torch.float32, torch.float32, {"stride": -1}),
+    ((1, 1, 4), (1, 2, 2), torch.float32, torch.float32, {"padding": -1}),
+    ((1, 1, 4), (1, 1, 2), torch.float32, torch.float32, {"dilation": -1}),
+    ((1, 1, 4), (1, 2), torch.float32, torch.float32, {}),
+    ((2, 2, 4), (2, 2, 2), torch.float32, torch.float32, {"groups": 3}),
+    ((2, 2, 4), (2, 2, 2), torch.float32, torch.float32, {"groups": -1}),
+    ((2, 2, 4), (2, 2, 2), torch.float32, torch.float32, {"groups": 0}),
+]
+
+
+@each(conv1d, "conv1d_forward")
+@pytest.mark.parametrize(
+    ("shape", "weight_shape", "dtype", "bias_dtype", "settings"), OPINFO_ERRORS
+)
+def test_conv1d_refuses_what_torchs_own_tests_know_as_errors(
+    call, shape, weight_shape, dtype, bias_dtype, settings, ones
+):
+    x, weight = ones(*shape, dtype=dtype), ones(*weight_shape, dtype=dtype)
+    bias = ones(weight_shape[0], dtype=bias_dtype)
+    with pytest.raises(RuntimeError):
+        F.conv1d(x, weight, bias, **settings)
+    if "padding" in settings:
+        settings = {"padding": (settings["padding"],) * 2}
+    with refused(RuntimeError, *settings.values()):
+        call(x, weight, bias, **settings)
+
+
 LAUNCHES = {
     "linear_forward": lambda t: linear.linear_forward(t(2, 3), t(4, 3)),
     "linear_grad_input": lambda t: linear.linear_grad_input(t(2, 4), t(4, 3)),

@@ -90,6 +90,28 @@ def test_default_tiles_agree_where_tiles_can_be_read(case, dtype, device):
     assert_all_agree(case, (channels_last(x), weight, bias, channels_last(grad)), None)
 
 
+# Groups of fewer channels than a product's contraction is long, several of which share a tile.
+SMALL_GROUPS = [
+    Convolution(2, 32, 32, 37, 3, padding=(1, 1), groups=8),
+    Convolution(2, 32, 64, 21, 3, stride=2, padding=(2, 1), groups=8),
+    Convolution(3, 24, 24, 17, 3, padding=(1, 0), dilation=2, groups=12),
+    Convolution(1, 80, 160, 16, 2, groups=20),  # 4 together: 5 would tear units
+]
+
+
+@pytest.mark.parametrize("case", SMALL_GROUPS, ids=str)
+@pytest.mark.parametrize("special", [False, True], ids=["finite", "infinite and NaN"])
+def test_small_groups_share_tiles_and_keep_apart(case, special, dtype, device):
+    x, weight, bias, grad = (t.clone() for t in case.operands(dtype, device))
+    if special:
+        x[0, 1, 3], x[-1, 5, 2], grad[0, 2, 1] = torch.inf, torch.nan, -torch.inf
+    x, grad = channels_last(x), channels_last(grad)
+    settings = case.settings
+    forward = kernels_of(lambda: conv1d_forward(x, weight, bias, *settings))
+    assert forward == {"_block_diagonal_kernel", "_conv1d_tiled_kernel"}
+    assert_all_agree(case, (x, weight, bias, grad), None, activation="relu")
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_channels_last_memory_is_read_in_tiles_and_without_a_copy(stride, dtype, device):
     case = Convolution(2, 16, 8, 21, 3, stride=stride, padding=(1, 1))
@@ -121,7 +143,7 @@ def test_what_tiles_cannot_read_is_copied_where_that_pays(case, last, dtype, dev
     assert_all_agree(case, (x, weight, bias, grad))
     ran = {step.kernel.fn.__name__ for plan in launch._plans.values() for step in plan.steps}
     wanted = {"_copy_kernel", "_conv1d_tiled_kernel", "_grad_weight_tiled_kernel"}
-    assert ran - {"_sum_kernel"} == wanted
+    assert ran - {"_sum_kernel", "_block_diagonal_kernel"} == wanted
 
 
 @pytest.mark.parametrize("groups", [1, 2], ids=["dense", "grouped"])

@@ -1,0 +1,212 @@
+"""What the tiled convolutions do on the device: rows as descriptors, and the sum of a tile."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rows_of(
+    ptr,  # shape (batch, groups * channels, step * rows), and perhaps less than a row more
+    batch,
+    rows,
+    groups,
+    channels,
+    stride_n,
+    stride_g,
+    stride_t,  # of a sample where CHANNELS_LAST, of a channel where not
+    STEP: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Descriptor of a tensor whose rows lie STEP samples apart; all else reads as zeros.
+
+    Strides are in units of 16 bytes, which lets the compiler know that addresses are aligned.
+    """
+    UNIT: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
+    stride_n = tl.cast(stride_n, tl.int64) * UNIT
+    stride_g = tl.cast(stride_g, tl.int64) * UNIT
+    stride_t = tl.cast(stride_t, tl.int64) * UNIT
+    if CHANNELS_LAST:
+        channels = tl.cdiv(channels, UNIT) * UNIT  # as many in memory; a copy has zeros there
+        tensor = tl.make_tensor_descriptor(
+            ptr,
+            [batch, rows, STEP, groups, channels],
+            [stride_n, STEP * stride_t, stride_t, stride_g, 1],
+            [BLOCK_N, BLOCK_L, 1, 1, BLOCK_C],
+        )
+    else:
+        tl.static_assert((STEP == 1) & (BLOCK_N == 1), "samples must be neighbours in a tile")
+        tensor = tl.make_tensor_descriptor(
+            ptr,
+            [batch, groups, channels, rows],
+            [stride_n, stride_g, stride_t, 1],
+            [1, 1, BLOCK_C, BLOCK_L],
+        )
+    return tensor
+
+
+@triton.jit
+def load_rows(
+    tensor,
+    n,
+    row,
+    residue,
+    group,
+    c,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A tile of shape (BLOCK_N * BLOCK_L, BLOCK_C) of such a descriptor."""
+    if CHANNELS_LAST:
+        tile = tensor.load([n, row, residue, group, c]).reshape(BLOCK_N * BLOCK_L, BLOCK_C)
+    else:
+        tile = tensor.load([n, group, c, row]).reshape(BLOCK_C, BLOCK_L).T
+    return tile
+
+
+@triton.jit
+def _add_taps(
+    acc,  # shape (BLOCK_N * BLOCK_L, BLOCK_F)
+    x,
+    weight,
+    n,
+    row,
+    group,
+    f,
+    first,
+    every,
+    count,  # of the taps first, first + every, ...
+    steps,  # of the product: count * cdiv(C, BLOCK_C)
+    padding,
+    dilation,
+    lift,
+    residue,
+    first_channel,  # of those that take part, where ONLY_SOME do
+    last_channel,
+    ONLY_SOME: tl.constexpr,
+    STEP: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """acc + the product over (input channels, these taps), taps within channels."""
+    for i in range(steps):
+        tap = first + i % count * every
+        c = i // count * BLOCK_C
+        # `lift` rows are added and taken off again, because division rounds towards zero.
+        if TRANSPOSED:
+            source = (residue + padding - tap * dilation) // STEP
+            phase = 0
+        else:
+            offset = tap * dilation - padding + lift * STEP
+            source = offset // STEP - lift
+            phase = offset % STEP
+        rows = load_rows(
+            x, n, row + source, phase, group, c, CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C
+        )
+        if ONLY_SOME:
+            channel = c + tl.arange(0, BLOCK_C)
+            own = (channel >= first_channel) & (channel < last_channel)
+            rows = tl.where(own[None, :], rows, 0.0)
+        filters = weight.load([tap, group, f, c]).reshape(BLOCK_F, BLOCK_C)
+        acc = tl.dot(rows, filters.T, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def sum_tile(
+    x,  # its descriptor; for rows that lie apart a pointer, each residue then has a descriptor
+    weight,
+    batch,
+    length,
+    groups,
+    C,
+    taps,
+    padding,
+    dilation,
+    period,
+    stride_xn,
+    stride_xg,
+    stride_xt,
+    n,
+    row,
+    residue,
+    group,
+    f,
+    first_channel,
+    last_channel,
+    ONLY_SOME: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The convolution for the rows and filters of a tile: shape (BLOCK_N * BLOCK_L, BLOCK_F)."""
+    acc = tl.zeros((BLOCK_N * BLOCK_L, BLOCK_F), dtype=tl.float32)
+    lift = tl.cdiv(padding, STRIDE)
+    channel_blocks = tl.cdiv(C, BLOCK_C)
+    if TRANSPOSED or STRIDE == 1:
+        first, every, count = 0, 1, taps
+        # Triton makes one loop of two only where each tile is known to take as many steps.
+        steps = taps * channel_blocks
+        tl.assume(steps > 0)
+        if STRIDE > 1:  # the first tap that reaches positions of this residue, if any does
+            first, every = taps, period
+            for tap in range(tl.minimum(period, taps)):
+                if (residue + padding + (period * dilation - tap * dilation)) % STRIDE == 0:
+                    first = tap
+            count = tl.cdiv(taps - first, period)
+            steps = count * channel_blocks
+        acc = _add_taps(
+            acc, x, weight, n, row, group, f, first, every, count, steps, padding, dilation, lift,
+            residue, first_channel, last_channel, ONLY_SOME, STRIDE, TRANSPOSED, CHANNELS_LAST,
+            PRECISION, BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
+        )  # fmt: skip
+    else:
+        # The last row is whole only for the first residues; there each has its own descriptor.
+        reach = (taps - 1) * dilation // STRIDE + 1
+        inside = row + BLOCK_L + reach <= length // STRIDE
+        parts = 1 if inside else tl.minimum(period, taps)
+        every = 1 if inside else period
+        for part in range(parts):
+            phase = (part * dilation - padding + lift * STRIDE) % STRIDE
+            rows = length // STRIDE
+            if not inside:
+                rows = tl.cdiv(length - phase, STRIDE)
+            count = tl.where(rows > 0, tl.cdiv(taps - part, every), 0)
+            tensor = rows_of(
+                x, batch, tl.maximum(rows, 1), groups, C, stride_xn, stride_xg, stride_xt,
+                STRIDE, CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C,
+            )  # fmt: skip
+            acc = _add_taps(
+                acc, tensor, weight, n, row, group, f, part, every, count, count * channel_blocks,
+                padding, dilation, lift, 0, first_channel, last_channel, ONLY_SOME, STRIDE,
+                TRANSPOSED, CHANNELS_LAST, PRECISION, BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
+            )  # fmt: skip
+    return acc
+
+
+@triton.jit
+def columns_of(x, part: tl.constexpr, PARTS: tl.constexpr):
+    """That part of the columns of x. An epilogue of whole large tiles would need more registers."""
+    if PARTS == 1:
+        found = x
+    else:
+        halves: tl.constexpr = PARTS // 2
+        split = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+        found = columns_of(split[part // halves], part % halves, halves)
+    return found
