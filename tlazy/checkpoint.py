@@ -5,6 +5,7 @@ safetensors is imported where a file is touched: benchmarks run where only torch
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -22,6 +23,7 @@ from tlazy.nn.staging import Staging
 from tlazy.nn.state_dict import load_all_or_nothing, stage_state_dict
 from tlazy.sharding import is_sharded, shard_like
 
+CPU = torch.device("cpu")
 _LARGEST_HEADER = 100_000_000  # bytes; as much as safetensors allows itself
 
 
@@ -32,7 +34,8 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     that share memory are written once.
 
     Raises:
-        ValueError: where `model` is still lazy or has tensors without data; names the first one.
+        ValueError: where `model` is still lazy or has tensors without data, and for an extra state
+            that is no tensor; names the first one.
         OSError: where the file cannot be written.
 
     >>> import tempfile, torch, tlazy
@@ -46,7 +49,12 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
       (0): Linear(in_features=3, out_features=4, bias=True)
     )
     """
-    for name, tensor in _tensors(model).items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"cannot save {type(model).__name__}: {name} is a {type(tensor).__name__}, and a "
+                "safetensors file holds tensors only; use torch.save(model.state_dict(), path)"
+            )
         if is_lazy(tensor) or tensor.is_meta:
             lack = "has no shape yet" if is_lazy(tensor) else "is on the meta device, without data"
             raise ValueError(
@@ -98,7 +106,8 @@ def fill(model: torch.nn.Module, path: str | os.PathLike[str], staging: Staging 
         if staging is None:
             staging = stage_state_dict(model, stored) or Staging()
         _check_shapes(model, path, stored, staging)
-        state = _state(model, stored, staging)
+        with torch.inference_mode(False):  # what takes a lazy parameter's place has to train
+            state = _state(model, stored, staging)
         load = functools.partial(model.load_state_dict, strict=False)
         load_all_or_nothing(model, staging, state, "", assign=True, load=load)
 
@@ -119,6 +128,29 @@ class _Stored:
     def read(self) -> Tensor:
         """The tensor, as a private mapping of the file."""
         return self.file.get_tensor(self.name)
+
+    def read_as(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The tensor where and as the model takes it; the mapping itself where that is the same.
+
+        Raises:
+            RuntimeError: for a type that has no conversion to the other.
+        """
+        value = self.read()
+        self.check_type(value, dtype)
+        try:
+            return value.to(device, dtype)
+        except NotImplementedError as error:
+            raise self._cannot_become(value, dtype) from error
+
+    def check_type(self, value: Tensor, dtype: torch.dtype) -> None:
+        if value.is_complex() and not dtype.is_complex:  # torch would drop the imaginary part
+            raise self._cannot_become(value, dtype)
+
+    def _cannot_become(self, value: Tensor, dtype: torch.dtype) -> RuntimeError:
+        return RuntimeError(
+            f"{self.name} is of type {value.dtype} in the file, which does not become the "
+            f"{dtype} of the model: convert the file, or the model by model.to(dtype)"
+        )
 
 
 def _opened(path: str | os.PathLike[str], stack: ExitStack) -> tuple[dict[str, _Stored], Any]:
@@ -157,6 +189,7 @@ def _shards(path: Path) -> dict[str, list[str]]:
         for key, name in json.loads(path.read_text())["weight_map"].items():
             if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
                 raise ValueError(f"{key} is said to be in {name!r}, which is not a file beside it")
+            name.encode()  # half of a surrogate pair is no name of a file
             shards.setdefault(name, []).append(key)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SafetensorError(
@@ -168,6 +201,9 @@ def _shards(path: Path) -> dict[str, list[str]]:
 @contextmanager
 def _safe_open(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
+
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device be read
+        raise OSError(errno.EINVAL, "it is there, and not a regular file", str(path))
 
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
@@ -197,12 +233,14 @@ def _state(
     for name, tensor in _tensors(model).items():
         if name not in stored:
             continue
-        value = stored[name].read()
         if is_sharded(tensor):
-            value = shard_like(value, tensor)
-        elif is_lazy(tensor) or tensor.is_meta:
+            value = shard_like(stored[name].read_as(CPU, tensor.dtype), tensor)
+        elif not is_lazy(tensor) and not tensor.is_meta:
+            value = stored[name].read()  # to be converted while it is copied
+            stored[name].check_type(value, tensor.dtype)
+        else:
             device, dtype = staging.target(tensor)
-            value = value.to(torch.device("cpu") if device.type == "meta" else device, dtype)
+            value = stored[name].read_as(CPU if device.type == "meta" else device, dtype)
             if mapped.setdefault(id(stored[name]), tensor) is not tensor:
                 value = value.clone()
             staging.give(tensor, value)

@@ -16,6 +16,7 @@ from tlazy.isolation import same_randomness_after
 from tlazy.nn.pending import Undo, is_pending, materializing, pending_modules
 from tlazy.nn.staging import Staging
 from tlazy.structure import refuse_changed, structure
+from tlazy.table import as_text, table
 
 
 @dataclasses.dataclass
@@ -69,7 +70,8 @@ class Trace:
         unvisited: paths of lazy modules that the call does not reach; they stay lazy.
         dry_run: why a copy of the model had to compute, "" where shapes alone were enough.
 
-    ``print(plan)`` shows a table, with the columns' sums in its last line.
+    ``print(plan)`` shows a table, with the columns' sums in its last line: one line per call, in
+    ASCII where stdout has nothing else. ``rich.print(plan)`` fits it to the terminal.
     """
 
     def __init__(
@@ -174,30 +176,10 @@ class Trace:
         return staging
 
     def __str__(self) -> str:
-        from io import StringIO
+        return as_text(self)
 
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(show_footer=True)
-        totals = self.totals
-        for name in ("path", "layer", "input", "output"):
-            table.add_column(name, footer="total" if name == "path" else "")
-        for name, total in totals.items():
-            title = "FLOPs" if name == "flops" else name
-            table.add_column(title, justify="right", footer=f"{total:,}")
-        for row in self.rows:
-            numbers = (
-                f"{getattr(row, name) or '':,}" if getattr(row, name) else "" for name in totals
-            )
-            table.add_row(row.path, row.layer, _shapes(row.inputs), _shapes(row.outputs), *numbers)
-        text = StringIO()
-        Console(file=text, width=200, color_system=None, markup=False).print(table)
-        if self.unvisited:
-            text.write(f"not reached, still lazy: {', '.join(self.unvisited)}\n")
-        if self.dry_run:
-            text.write(f"shapes by one real dry run: {self.dry_run}\n")
-        return text.getvalue().rstrip("\n")
+    def __rich__(self) -> Any:
+        return table(self)
 
     def __repr__(self) -> str:
         params = self.totals["params"]
@@ -221,7 +203,3 @@ def add_place(error: Exception, place: str) -> None:
     """Say in the message where an error came from; the exception stays the one it is."""
     if len(error.args) == 1 and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]}\n  in {place}; no parameter has been created or changed",)
-
-
-def _shapes(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join("x".join(map(str, shape)) or "scalar" for shape in shapes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from math import prod
 from typing import Any
@@ -37,6 +37,10 @@ _UNTRACEABLE = (
 )
 
 
+# What a fake tensor answers, in a RuntimeError, where a forward takes its values out of torch.
+_LEAVES_TORCH = ".numpy() is not supported for tensor subclasses"
+
+
 class UntraceableError(RuntimeError):
     """Raised where shapes alone do not lead through a forward.
 
@@ -49,7 +53,7 @@ class Spec:
     """An input without data: what ``tlazy.trace`` needs to know of a tensor.
 
     Args:
-        shape: sizes, one by one.
+        shape: sizes, one by one or as one tuple.
         dtype, device: of the tensor that it stands for.
 
     >>> Spec(8, 3, 150)
@@ -57,11 +61,15 @@ class Spec:
     """
 
     def __init__(
-        self, *shape: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+        self,
+        *shape: int | Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: Any = "cpu",
     ) -> None:
-        if any(size < 0 for size in shape):
-            raise RuntimeError(f"sizes of a Spec must not be negative, got {shape}")
-        self.shape = torch.Size(shape)
+        sizes: Any = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+        if any(size < 0 for size in sizes):
+            raise RuntimeError(f"sizes of a Spec must not be negative, got {tuple(sizes)}")
+        self.shape = torch.Size(sizes)
         self.dtype = dtype
         self.device = torch.device(device)
 
@@ -106,6 +114,11 @@ class Recorder:
                 f"values of tensors or on an operator without a fake implementation: {error}"
             ) from error
         except Exception as error:
+            if isinstance(error, RuntimeError) and _LEAVES_TORCH in str(error):
+                raise UntraceableError(
+                    f"the forward of {self._place()} cannot be traced, because it takes the values "
+                    f"of tensors elsewhere: {error}"
+                ) from error
             add_place(error, self._place())
             raise
         return Trace(self.model, self.rows, self._meta(output), self.calls, self.dry_run)
@@ -114,6 +127,11 @@ class Recorder:
         """The fake of a tensor or a Spec; a placeholder stays one; anything else is itself."""
         if isinstance(value, Tensor) and is_lazy(value):
             return blank(value, value.device, value.dtype)
+        if isinstance(value, Tensor) and value.is_nested:
+            raise RuntimeError(
+                "a nested tensor has no one shape to trace: call tlazy.materialize(model, "
+                "example_input) with a dense example first"
+            )
         if isinstance(value, Tensor) and not value.is_meta and not _is_wrapped(value):
             return self.mode.from_tensor(value, static_shapes=True)
         if isinstance(value, (Tensor, Spec)):

@@ -6,12 +6,14 @@ import copy
 import functools
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 _HOOKS = ("_initialize_hook", "_result_hook")
 _HOOK_TABLES = (
@@ -25,6 +27,20 @@ _HOOK_TABLES = (
 # Objects inside of objects inside of a module are not copied any more: a trainer or a logger that
 # a hook belongs to leads to half of the program.
 _OBJECT_DEPTH = 1
+
+
+# Of torch.nn.modules.module. They are for "debugging/profiling purposes" (torch's documentation).
+_GLOBAL_HOOKS = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_forward_hooks_always_called",
+    "_global_forward_hooks_with_kwargs",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
+
+# What a forward counts with, or draws from, besides tensors.
+_STATES = (numpy.ndarray, numpy.random.Generator, numpy.random.RandomState, bytearray)
 
 
 class Shadow:
@@ -91,6 +107,8 @@ class Shadow:
             shell = copy.deepcopy(module)
         else:  # not the class's own __new__: torch.fx's makes a class without a forward
             shell = object.__new__(type(module))
+            for name in _HOOK_TABLES:  # handles of hooks anywhere may point at them
+                shell.__dict__[name] = self._remember(getattr(module, name), OrderedDict())
         self._modules[id(shell)] = module, path
         return self._remember(module, shell)
 
@@ -106,9 +124,11 @@ class Shadow:
         for name in _HOOK_TABLES:
             hooks = getattr(module, name)
             kept = {key: hook for key, hook in hooks.items() if key not in ours}
-            shell.__dict__[name] = type(hooks)(self._copy(kept))
+            shell.__dict__[name].update(self._copy(kept))
         if "_initialize_hook" in module.__dict__:
             shell.__dict__["_initialize_hook"] = None  # still lazy, but inferred by the tracer
+        if type(module)._call_impl is torch.nn.Module._call_impl:
+            shell.__dict__["_compiled_call_impl"] = _unobserved_call(shell)
         own = shell.__dict__.get("_placeholders", {})
         for mapping in (shell._parameters, shell._buffers, own):
             for name, tensor in mapping.items():
@@ -117,6 +137,8 @@ class Shadow:
     def _copy(self, value: Any) -> Any:
         if id(value) in self._copies:
             return self._copies[id(value)]
+        if isinstance(value, weakref.ProxyTypes):
+            return self._proxy(value)
         if isinstance(value, Tensor):
             return self._remember(value, self._convert(value))
         if isinstance(value, torch.nn.Module):
@@ -125,6 +147,8 @@ class Shadow:
             return shell
         if isinstance(value, (list, dict, set, deque)):
             return self._container(value)
+        if isinstance(value, RemovableHandle):
+            return self._handle(value)
         if isinstance(value, tuple):
             items = [self._copy(item) for item in value]
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
@@ -138,6 +162,25 @@ class Shadow:
         if isinstance(value, weakref.ref) and isinstance(value(), torch.nn.Module):
             return weakref.ref(self._copy(value()))
         return self._object(value)
+
+    def _proxy(self, value: Any) -> Any:
+        """A proxy of a module leads to its copy; it passes itself off as what it stands for."""
+        try:
+            module = next(value.modules()) if isinstance(value, torch.nn.Module) else None
+        except ReferenceError:  # it outlived the module
+            module = None
+        return value if module is None else weakref.proxy(self._copy(module))
+
+    def _handle(self, value: Any) -> Any:
+        """A handle that removes the hook's copy: hooks may remove themselves when they run."""
+        duplicate = self._remember(value, object.__new__(type(value)))
+        duplicate.__dict__.update(value.__dict__)
+        own, others = value.hooks_dict_ref(), [ref() for ref in value.extra_dict_ref]
+        if own is not None:
+            duplicate.hooks_dict_ref = weakref.ref(self._copy(own))
+        tables = [weakref.ref(self._copy(table)) for table in others if table is not None]
+        duplicate.extra_dict_ref = tuple(tables)
+        return duplicate
 
     def _container(self, value: Any) -> Any:
         duplicate = self._remember(value, copy.copy(value))
@@ -173,6 +216,10 @@ class Shadow:
         return duplicate
 
     def _object(self, value: Any) -> Any:
+        if isinstance(value, torch.Generator):
+            return self._remember(value, value.clone_state())
+        if isinstance(value, _STATES):
+            return self._remember(value, copy.deepcopy(value))
         opaque = isinstance(value, (type, types.ModuleType)) or not hasattr(value, "__dict__")
         if opaque or self._depth >= _OBJECT_DEPTH:
             return value
@@ -189,3 +236,13 @@ class Shadow:
         finally:
             self._depth -= 1
         return duplicate
+
+
+def _unobserved_call(module: torch.nn.Module) -> Any:
+    """How torch calls `module`, less the global hooks; None where there are none."""
+    scope = vars(torch.nn.modules.module)
+    if not any(scope[name] for name in _GLOBAL_HOOKS):
+        return None
+    code = torch.nn.Module._call_impl.__code__
+    without = {**scope, **{name: {} for name in _GLOBAL_HOOKS}}
+    return types.MethodType(types.FunctionType(code, without), module)

@@ -27,10 +27,10 @@ from tlazy.recorder import (
 def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
     """Run `model` on shapes alone: nothing is computed and nothing about the model changes.
 
-    The forward of a copy runs, whose tensors have no data; hooks run with it. What a forward
-    writes to a global variable is not undone. A forward that depends on the values of tensors, or
-    has parts compiled by TorchScript, is run once for real instead, as a copy with the values that
-    materializing will give it; a warning says so.
+    The forward of a copy runs, whose tensors have no data; the modules' own hooks run with it,
+    those for all modules do not. What a forward writes to a global variable is not undone. A
+    forward that depends on the values of tensors, or has parts compiled by TorchScript, is run once
+    for real instead, as a copy with the values that materializing will give it; a warning says so.
 
     The first trace of a process takes about a second more: fake tensors, as any torch optimizer,
     import torch's compiler.
@@ -112,8 +112,8 @@ def dematerialize(model: torch.nn.Module) -> list[str]:
         the paths of these layers.
 
     Raises:
-        RuntimeError: where a layer is no longer what materializing made it, as after sharding;
-            nothing has changed then.
+        RuntimeError: where a layer is no longer what materializing made it, as after sharding.
+            Nothing has changed then, nor after an interrupt in the middle.
 
     >>> import torch, tlazy
     >>> from tlazy import nn
@@ -125,8 +125,10 @@ def dematerialize(model: torch.nn.Module) -> list[str]:
     >>> net(torch.randn(2, 3)).shape
     torch.Size([2, 4])
     """
-    paths = make_lazy_again(model)
-    for module in model.modules():
-        if isinstance(module, container.Module):
-            arm(module, module)
-    return paths
+
+    def rearm() -> None:
+        for module in model.modules():
+            if isinstance(module, container.Module):
+                arm(module, module)
+
+    return make_lazy_again(model, rearm)

@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import resource
 import struct
 from pathlib import Path
@@ -238,6 +239,7 @@ def test_row_11_the_shards_of_an_index_are_loaded(tmp_path):
         ('{"weight_map": {"0.weight": "../x.safetensors"}}', "not a file beside it"),
         ('{"weight_map": {"0.weight": "/etc/passwd"}}', "not a file beside it"),
         ('{"weight_map": {"0.weight": ".."}}', "not a file beside it"),
+        (r'{"weight_map": {"0.weight": "\ud800"}}', "UnicodeEncodeError"),
         ('{"weight_map": {"9.weight": "model-00001-of-00002.safetensors"}}', "9.weight is in"),
     ],
 )
@@ -305,6 +307,74 @@ def test_row_11_a_hostile_file_is_one_clear_error_and_takes_no_memory(content, t
     with refused(fresh, SafetensorError, match=words):
         tlazy.load(fresh, path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 20_000  # kilobytes
+
+
+TYPES = {
+    "C64": (192, RuntimeError, r"0\.weight is of type torch\.complex64.*torch\.float32"),
+    "F4": (12, RuntimeError, r"0\.weight is of type .*torch\.float32"),
+    "F6_E2M3": (18, SafetensorError, "F6_E2M3"),
+    "BOOL": (24, None, ""),
+    "I64": (192, None, ""),
+    "F8_E4M3": (24, None, ""),
+}
+
+
+@pytest.mark.parametrize("make", [nn.LazyLinear, lambda width: nn.Linear(6, width)])
+@pytest.mark.parametrize("kind", TYPES)
+def test_row_11_a_type_becomes_the_models_or_is_refused(kind, make, tmp_path):
+    size, error, words = TYPES[kind]
+    weight = {"dtype": kind, "shape": [4, 6], "data_offsets": [0, size]}
+    bias = {"dtype": "F32", "shape": [4], "data_offsets": [size, size + 16]}
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(header({"0.weight": weight, "0.bias": bias}, data=b"\1" * (size + 16)))
+    net = nn.Sequential(make(4))
+    if error is None:
+        tlazy.load(net, path)
+        assert net[0].weight.dtype is torch.float32
+    else:
+        with refused(net, error, match=words if make is nn.LazyLinear else None):
+            tlazy.load(net, path)
+
+
+@pytest.mark.parametrize("wide", [1 << 61, 1 << 63])
+def test_row_11_a_shape_that_no_tensor_has_is_refused(wide, tmp_path):
+    weight = {"dtype": "F32", "shape": [0, wide], "data_offsets": [0, 0]}
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(header({"0.weight": weight}))
+    net = nn.Sequential(nn.LazyLinear(0, bias=False))
+    with refused(net, RuntimeError, match=rf"0\.weight \(0, {wide}\)"):
+        tlazy.load(net, path)
+
+
+def test_row_11_what_is_no_file_is_named_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    _, index, _ = sharded(tmp_path)
+    index.write_text('{"weight_map": {"0.weight": "pipe"}}')
+    net = linear()
+    for path in (tmp_path, tmp_path / "pipe", "/dev/zero", index):
+        with refused(net, OSError, match=r"not a regular file: '(/dev/zero|.*pipe|.*0)'"):
+            tlazy.load(net, path)
+
+
+def test_row_11_a_state_that_is_no_tensor_is_not_saved(tmp_path):
+    class Stateful(nn.Linear):
+        def get_extra_state(self):
+            return {"steps": 1}
+
+        def set_extra_state(self, state):
+            self.state = state
+
+    net = nn.Sequential(Stateful(3, 4))
+    with refused(net, ValueError, match=r"0\._extra_state is a dict.*torch\.save"):
+        tlazy.save(net, tmp_path / "w.safetensors")
+
+
+def test_row_06_what_is_loaded_in_inference_mode_trains(path):
+    fresh = lazy()
+    with torch.inference_mode():
+        tlazy.load(fresh, path)
+    fresh(X).sum().backward()
+    assert all(p.grad is not None for p in fresh.parameters())
 
 
 @hypothesis.given(data=hypothesis.strategies.data())

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
@@ -272,6 +273,14 @@ def test_row_05_layers_that_a_list_got_later_do_not_shift_dropout(lib):
 def test_row_06_inference_mode_gives_a_layer_that_trains(lib):
     net = two_layers(lib)
     with torch.inference_mode():
+        net(X)
+    assert trained_once(net, torch.randn(64, 3))
+
+
+@unlike_torch
+def test_row_06_what_is_constructed_in_inference_mode_trains(lib):
+    with torch.inference_mode():
+        net = lib.Sequential(lib.LazyLinear(4), torch.nn.LazyLinear(2))
         net(X)
     assert trained_once(net, torch.randn(64, 3))
 
@@ -683,6 +692,8 @@ USES = {
     "stack": lambda p: torch.stack([p, p]),
     "initializer": lambda p: torch.nn.init.ones_(p),
     "share_memory_": lambda p: p.share_memory_(),
+    "copy_": lambda p: p.copy_(torch.ones(())),
+    "copy_ from": lambda p: torch.ones(()).copy_(p),
     "parameters_to_vector": lambda p: torch.nn.utils.parameters_to_vector([p]),
 }
 WAY_OUT = r"call tlazy\.materialize\(model, example_input\)"
@@ -756,6 +767,22 @@ def test_row_20_strict_export_of_a_waiting_tree_names_the_next_step():
         torch.export.export(net, (X,), strict=True)
 
 
+@unlike_torch
+def test_row_20_an_average_of_a_lazy_model_names_the_next_step(lib):
+    net = nested(lib)
+    average = torch.optim.swa_utils.AveragedModel(net)
+    net(X)
+    with refused(average.module, ValueError, match=rf"encoder\.0\.weight: {WAY_OUT}"):
+        average.update_parameters(net)
+    average(X)
+    average.update_parameters(net)
+    assert torch.equal(average(X), net(X))
+
+
+def test_row_20_a_placeholder_can_be_shown():
+    assert f"{nested(nn).encoder[0].weight:>30}" == "<UninitializedParameter>".rjust(30)
+
+
 def test_row_20_labels_are_gone_once_shapes_are_known():
     net = two_layers(nn)
     net(X)
@@ -812,6 +839,28 @@ def test_row_22_control_flow_on_values_takes_one_dry_run_all_or_nothing():
     broken = Decides(broken=True)
     with refused(broken, ArithmeticError):
         broken(X)
+
+
+class Leaves(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.layer, self.way = nn.LazyLinear(4), way
+
+    def forward(self, x):
+        return self.layer(self.way(x.detach()))
+
+
+@pytest.mark.parametrize(
+    "way",
+    [lambda x: torch.from_numpy(x.numpy()), lambda x: torch.from_numpy(numpy.asarray(x))],
+    ids=["numpy", "array"],
+)
+def test_row_22_values_that_leave_torch_take_one_dry_run(way):
+    with pytest.warns(UserWarning, match=r"Leaves.*takes the values.*run once for real"):
+        assert Leaves(way)(X).shape[1] == 4
+    net = Leaves(way)
+    with refused(net, tlazy.UntraceableError, match="takes the values"):
+        tlazy.trace(net, tlazy.Spec(5, 3))
 
 
 def test_row_23_branches_that_are_never_visited_are_reported():

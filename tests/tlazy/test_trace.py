@@ -1,9 +1,14 @@
+import io
 import json
+import os
 import random
 import subprocess
 import sys
+import textwrap
 import threading
+import weakref
 
+import numpy
 import pytest
 import torch
 
@@ -104,6 +109,81 @@ def test_hooks_shape_the_trace_and_what_they_record_stays_in_it():
     assert recorded == [torch.Tensor]
 
 
+def test_a_hook_that_removes_itself_waits_for_the_call_itself():
+    net, seen = nn.Sequential(torch.nn.Identity(), nn.LazyLinear(2)), []
+
+    def once(module, args, out):
+        seen.append(type(out))
+        for handle in handles:
+            handle.remove()
+
+    handles = [net[i].register_forward_hook(once, always_call=True) for i in (1, 0)]
+    before = snapshot(net)
+    tlazy.trace(net, tlazy.Spec(4, 3))
+    assert snapshot(net) == before
+    net(torch.ones(4, 3))
+    net(torch.ones(4, 3))
+    assert seen == [torch.Tensor]
+    assert not any(module._forward_hooks_always_called for module in net)
+
+
+def test_hooks_for_all_modules_see_nothing_of_a_trace():
+    seen = []
+    handles = [
+        torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda m, x: seen.append(type(x[0]))
+        ),
+        torch.nn.modules.module.register_module_forward_hook(lambda m, x, y: seen.append(type(y))),
+    ]
+    try:
+        net = mixed()
+        plan = tlazy.trace(net, IMAGE)
+        assert seen == []
+        assert len(plan.rows) == 8
+        net(torch.ones(2, 3, 6, 6))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen == [torch.Tensor] * 16
+
+
+def test_whatever_a_forward_counts_with_or_draws_from_stays_as_it_was():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LazyLinear(2)
+            self.layer.parent = weakref.proxy(self)
+            self.array, self.bytes = numpy.zeros(3), bytearray(2)
+            self.draws, self.old = numpy.random.default_rng(0), numpy.random.RandomState(0)
+            self.generator = torch.Generator().manual_seed(0)
+
+        def forward(self, x):
+            self.layer.parent.array += 1
+            self.bytes[0] += 1
+            self.draws.random(), self.old.rand()
+            x = x + torch.rand(x.shape, generator=self.generator)
+            return self.layer(x) if x.sum() > 0 else x
+
+    net = Counts()
+
+    def state():
+        drawn = str((net.draws.bit_generator.state, net.old.get_state()))
+        return net.array.tolist(), net.bytes[0], drawn, net.generator.get_state().tolist()
+
+    before = state()
+    with pytest.warns(UserWarning, match="run once for real"):  # so that torch's generator draws
+        tlazy.trace(net, torch.ones(4, 3))
+    assert state() == before
+    assert net.layer.parent.layer is net.layer
+
+
+def test_a_nested_tensor_is_refused_with_a_way_out():
+    net = mixed()
+    ragged = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=torch.jagged)
+    with refused(net, RuntimeError, match=r"nested tensor.*tlazy\.materialize\(model"):
+        net(ragged)
+
+
 def allocated(action):
     """Bytes that the CPU's allocator hands out, whatever modes and tensor classes stand above."""
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -172,8 +252,10 @@ def test_a_spec_has_a_dtype_and_a_device():
     assert repr(spec) == "Spec(2, 5, dtype=torch.float64, device='cpu')"
     plan = tlazy.trace(nn.LazyLinear(3, dtype=torch.float64), spec)
     assert plan.output.dtype is torch.float64
-    with pytest.raises(RuntimeError, match="negative"):
-        tlazy.Spec(2, -1)
+    assert tlazy.Spec((2, 5)).shape == tlazy.Spec(torch.Size([2, 5])).shape == spec.shape
+    for sizes in ((2, -1), ((2, -1),)):
+        with pytest.raises(RuntimeError, match="negative"):
+            tlazy.Spec(*sizes)
 
 
 def test_a_shared_layer_has_a_row_per_call_and_its_parameters_count_once():
@@ -192,6 +274,37 @@ def test_the_table_has_a_line_per_call_and_the_totals_last():
     assert f"{plan.totals['params']:,}" in lines[-2]
     assert f"{plan.totals['flops']:,}" in lines[-2]
     assert repr(plan) == f"<Trace of Sequential: 8 calls, {plan.totals['params']:,} params>"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_piped_table_is_plain_text_with_one_line_per_call(encoding):
+    script = """
+    import tlazy
+    from tlazy import nn
+    net = nn.Sequential()
+    net.add_module("[red]" + "x" * 300, nn.LazyLinear(2))
+    net.unused = nn.Sequential()
+    print(tlazy.trace(net, tlazy.Spec(4, 3)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "FORCE_COLOR": "1", "COLUMNS": "40"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+    text = done.stdout.decode(encoding)
+    assert ("┏" in text) is (encoding == "utf-8")
+    assert "\x1b" not in text
+    assert [line for line in text.splitlines() if f"[red]{'x' * 300} " in line and " 4x2 " in line]
+
+
+def test_rich_fits_the_table_to_its_console():
+    from rich.console import Console
+
+    console = Console(width=60, record=True, file=io.StringIO(), force_terminal=True)
+    plan = tlazy.trace(Pair(), {"x": IMAGE, "y": [IMAGE]}, mask=IMAGE)
+    console.print(plan)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 60
+    assert "not reached, still lazy: never" in text
 
 
 def test_a_trace_as_a_dict_is_ready_for_json():

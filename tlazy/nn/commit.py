@@ -27,15 +27,12 @@ KEPT = (
 
 def fill(placeholder: Any, value: Tensor, restorers: list[Undo]) -> None:
     """Turn `placeholder` into a parameter (or buffer) of `value`, keeping the object."""
-    if torch._has_compatible_shallow_copy_type(placeholder, value):
-        attributes = dict(placeholder.__dict__)
-        before = placeholder.data, type(placeholder), attributes
-        restorers.append(functools.partial(_restore, placeholder, *before))
+    if _takes(placeholder, value):
+        keep(placeholder, restorers)
         placeholder.data = value
         placeholder.__class__ = getattr(placeholder, "cls_to_become", type(placeholder))
         placeholder.__dict__.pop("label", None)
     else:
-        # Between the CPU and the meta device `.data` cannot be set; a swap keeps identity too.
         other = value.view_as(value)
         if isinstance(placeholder, Parameter):
             other = Parameter(value, placeholder.requires_grad)
@@ -45,11 +42,33 @@ def fill(placeholder: Any, value: Tensor, restorers: list[Undo]) -> None:
         torch.utils.swap_tensors(placeholder, other)
 
 
-def _restore(placeholder: Any, data: Tensor, cls: type, attributes: dict[str, Any]) -> None:
-    placeholder.grad = None
-    placeholder.data = data
-    placeholder.__class__ = cls
-    placeholder.__dict__.update(attributes)
+def _takes(placeholder: Any, value: Tensor) -> bool:
+    """Whether `.data` can be set to `value`; if not, a swap keeps the object's identity too.
+
+    It cannot between the CPU and the meta device, and a tensor that was made in inference mode, as
+    torch's own placeholders may be, would go on refusing to train.
+    """
+    with torch._C.DisableTorchFunctionSubclass():  # placeholders of torch's refuse to say it
+        inference = placeholder.is_inference()
+    return torch._has_compatible_shallow_copy_type(placeholder, value) and not inference
+
+
+def keep(tensor: Any, restorers: list[Undo]) -> None:
+    """Add what gives `tensor` back its memory, class, attributes and gradient."""
+    before = tensor.data, type(tensor), dict(tensor.__dict__), tensor.grad
+    restorers.append(functools.partial(_restore, tensor, *before))
+
+
+def _restore(
+    tensor: Any, data: Tensor, cls: type, attributes: dict[str, Any], grad: Tensor | None
+) -> None:
+    tensor.grad = None  # it has the shape of the other memory
+    tensor.data = data
+    tensor.__class__ = cls
+    tensor.__dict__.clear()
+    tensor.__dict__.update(attributes)
+    if grad is not None:
+        tensor.grad = grad
 
 
 def _swap_back(placeholder: Any, other: Any) -> None:
@@ -99,3 +118,10 @@ def snapshot(module: torch.nn.Module, only_hooks: bool = False) -> Undo:
                 mapping.update(content)
 
     return restore
+
+
+def take_back(restorers: list[Undo]) -> None:
+    """Run all of `restorers`, the last one first."""
+    while restorers:
+        restorers[-1]()
+        restorers.pop()

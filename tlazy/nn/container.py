@@ -85,6 +85,13 @@ class Sequential(torch.nn.Sequential, Module):
         _arm(_roots_above(self), self, self)
         return self
 
+    # torch's give a Sequential of torch's, whose layers would wait each for its own first call.
+    def __add__(self, other: torch.nn.Sequential) -> Sequential:
+        return Sequential(*super().__add__(other))
+
+    def __mul__(self, other: int) -> Sequential:
+        return Sequential(*super().__mul__(other))
+
 
 # The Modules above a module: a list inside of one may get its layers long after the constructor.
 _roots = WeakIdKeyDictionary()

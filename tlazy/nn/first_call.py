@@ -96,6 +96,7 @@ def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
     from tlazy.tracing import trace  # it builds on this module
 
     with materializing:
+        _let_interrupted_stand()
         if module in trials:
             _join(module)
             return
@@ -142,9 +143,29 @@ def _join(module: torch.nn.Module) -> None:
     if trial.thread != threading.get_ident():
         trial.undo = None  # this call relies on what the first one has made
         return
-    # A recursive call, or the first one was interrupted: either way it stands.
-    del trials[module]
+    del trials[module]  # a recursive call: what has been made stands
     stop_waiting(module)
+
+
+def _let_interrupted_stand() -> None:
+    """End the first calls that KeyboardInterrupt has ended: torch runs no hook after that."""
+    running = sys._current_frames()
+    for module, trial in list(trials.items()):
+        here = trial.thread == threading.get_ident()
+        if trial.thread not in running or (here and not _is_being_called(module)):
+            del trials[module]
+            stop_waiting(module)
+
+
+def _is_being_called(module: torch.nn.Module) -> bool:
+    """Whether a call of `module` is under way in this thread."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        is_call = frame.f_code is torch.nn.Module._call_impl.__code__
+        if is_call and frame.f_locals.get("self") is module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_functional(pending: Mapping[str, torch.nn.Module]) -> bool:

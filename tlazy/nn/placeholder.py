@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from tlazy.nn.refusal import WAY_OUT
@@ -75,13 +76,16 @@ class _Placeholder(_TorchPlaceholder):
         if func in cls._lasting:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if func is Tensor.copy_ and not all(map(is_lazy, args[:2])):
+            # torch would copy a single value, and find fault with others without a name.
+            raise ValueError(_needed_by(func, args, kwargs))
         try:
             return super().__torch_function__(func, types, args, kwargs)
         except ValueError as error:
-            leaves = tree_leaves((args, kwargs))
-            first = next((leaf for leaf in leaves if isinstance(leaf, _Placeholder)), None)
-            name = getattr(func, "__name__", func)
-            raise ValueError(f"{_no_shape(first)}; {name} needs one") from error
+            raise ValueError(_needed_by(func, args, kwargs)) from error
+
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
 
     def share_memory_(self) -> Any:
         raise RuntimeError(_no_shape(self, "share memory on"))
@@ -93,6 +97,12 @@ class _Placeholder(_TorchPlaceholder):
         raise RuntimeError(_no_shape(self))
 
     shape = ndim = nbytes = T = mT = H = mH = property(_refused)
+
+
+def _needed_by(func: Any, args: Any, kwargs: Any) -> str:
+    leaves = tree_leaves((args, kwargs))
+    first = next((leaf for leaf in leaves if isinstance(leaf, _Placeholder)), None)
+    return f"{_no_shape(first)}; {getattr(func, '__name__', func)} needs one"
 
 
 def _no_shape(placeholder: Any, doing: str = "take the shape of") -> str:
@@ -109,7 +119,8 @@ class UninitializedParameter(_Placeholder, torch.nn.parameter.UninitializedParam
     def __new__(
         cls, requires_grad: bool = True, device: Any = None, dtype: Any = None, label: str = ""
     ) -> Any:
-        self: Any = super().__new__(cls, requires_grad, device, dtype)
+        with torch.inference_mode(False):  # what takes its place has to train
+            self: Any = super().__new__(cls, requires_grad, device, dtype)
         self.label = label
         return self
 
@@ -125,7 +136,8 @@ class UninitializedBuffer(_Placeholder, torch.nn.parameter.UninitializedBuffer):
         label: str = "",
         persistent: bool = True,
     ) -> Any:
-        self: Any = super().__new__(cls, requires_grad, device, dtype, persistent)
+        with torch.inference_mode(False):
+            self: Any = super().__new__(cls, requires_grad, device, dtype, persistent)
         self.label = label
         return self
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +13,8 @@ from torch.nn.parameter import Parameter, is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tlazy.isolation import plain_torch
-from tlazy.nn.commit import KEPT
-from tlazy.nn.pending import WAITING, materializing
+from tlazy.nn.commit import KEPT, keep, snapshot, take_back
+from tlazy.nn.pending import WAITING, Undo, materializing
 from tlazy.nn.placeholder import UninitializedBuffer, UninitializedParameter
 
 
@@ -39,14 +41,29 @@ def forget(module: torch.nn.Module) -> None:
     _origins.pop(module, None)
 
 
-def make_lazy_again(root: torch.nn.Module) -> list[str]:
-    """Take back what commits did to the modules below `root`; see :func:`tlazy.dematerialize`."""
+def make_lazy_again(root: torch.nn.Module, rearm: Callable[[], None]) -> list[str]:
+    """Take back what commits did to the modules below `root`; see :func:`tlazy.dematerialize`.
+
+    Args:
+        rearm: lets the trees wait for their first call again; belongs to the same step.
+    """
     changed = {path: m for path, m in root.named_modules() if m in _origins}
     for path, module in changed.items():
         _check_revertible(path, module, _origins[module])
-    with materializing, plain_torch():
-        for module in changed.values():
-            _revert(module, _origins.pop(module))
+    restorers: list[Undo] = []
+    try:
+        with materializing, plain_torch():
+            for module in root.modules():
+                restorers.append(snapshot(module))
+            for module in changed.values():
+                origin = _origins[module]
+                restorers.append(functools.partial(remember, module, origin))
+                forget(module)
+                _revert(module, origin, restorers)
+            rearm()
+    except BaseException:
+        take_back(restorers)
+        raise
     return list(changed)
 
 
@@ -62,7 +79,10 @@ def _check_revertible(path: str, module: torch.nn.Module, origin: Origin) -> Non
         )
 
 
-def _revert(module: torch.nn.Module, origin: Origin) -> None:
+def _revert(module: torch.nn.Module, origin: Origin, restorers: list[Undo]) -> None:
+    waiting = dict(origin.waiting)
+    if "_placeholders" in waiting:
+        waiting["_placeholders"] = dict(waiting["_placeholders"])
     for mapping, kind in (
         (module._parameters, UninitializedParameter),
         (module._buffers, UninitializedBuffer),
@@ -70,18 +90,19 @@ def _revert(module: torch.nn.Module, origin: Origin) -> None:
         for name in origin.lazy & mapping.keys():
             tensor: Any = mapping[name]
             if not is_lazy(tensor):  # a tied one may be already
+                keep(tensor, restorers)
                 tensor.grad = None
                 tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
                 tensor.__class__ = kind
                 tensor.label = f"{name} of {origin.cls.__name__}"
-            if name in origin.waiting.get("_placeholders", ()):
-                origin.waiting["_placeholders"][name] = tensor
+            if name in waiting.get("_placeholders", ()):
+                waiting["_placeholders"][name] = tensor
     for name, value in origin.attributes.items():
         if value is _ABSENT:
             module.__dict__.pop(name, None)
         else:
             module.__dict__[name] = value
-    module.__dict__.update(origin.waiting)
+    module.__dict__.update(waiting)
     module.__class__ = origin.cls
     wait: Any = module
     wait._load_hook = wait._register_load_state_dict_pre_hook(wait._lazy_load_hook)

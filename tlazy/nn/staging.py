@@ -18,7 +18,7 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from tlazy import init as initialization
 from tlazy.isolation import plain_torch, seeded
-from tlazy.nn.commit import become, fill, settle, snapshot
+from tlazy.nn.commit import become, fill, settle, snapshot, take_back
 from tlazy.nn.pending import (
     WAITING,
     Undo,
@@ -114,12 +114,6 @@ class Staging:
         self.finish()
         origins = [origin_of(module, twin) for module, twin in self._pairs]
         restorers: list[Undo] = []
-
-        def undo() -> None:
-            while restorers:
-                restorers[-1]()
-                restorers.pop()
-
         try:
             with materializing, plain_torch():
                 keep_what_other_threads_try()
@@ -136,9 +130,9 @@ class Staging:
                         restorers.append(snapshot(container, only_hooks=True))
                         settle(container, root)
         except BaseException:
-            undo()
+            take_back(restorers)
             raise
-        return undo
+        return functools.partial(take_back, restorers)
 
     def finish(self) -> None:
         """Draw the values that are left to draw, and bring all to their devices."""

@@ -40,10 +40,11 @@ def stage_state_dict(
         }
         if not found:
             continue
-        _check_against_constructor(module, start, found)
+        example = _example(module, start, found)
+        _check_against_constructor(module, start, found, example)
         missing = [name for name in _lazy_names(module) if name not in found]
         staging = staging or Staging()
-        staging.add(module, (input_for(module, found),), {}, initialize=bool(missing))
+        staging.add(module, (example,), {}, initialize=bool(missing))
     return staging
 
 
@@ -111,12 +112,27 @@ def _has_values(tensor: Any) -> bool:
     return tensor is not None and not is_lazy(tensor) and not tensor.is_meta
 
 
+def _example(module: torch.nn.Module, start: str, found: Mapping[str, tuple[int, ...]]) -> Tensor:
+    try:
+        return input_for(module, found)
+    except (RuntimeError, TypeError) as error:
+        if _sizes_overflow(error):
+            shapes = ", ".join(f"{start}{name} {shape}" for name, shape in found.items())
+            raise RuntimeError(f"no tensor can have a shape of the checkpoint: {shapes}") from error
+        raise
+
+
+def _sizes_overflow(error: Exception) -> bool:
+    """Whether torch says of sizes that their product, or one of them, is no 64-bit number."""
+    return "verflow" in str(error)
+
+
 def _check_against_constructor(
-    module: torch.nn.Module, start: str, found: Mapping[str, tuple[int, ...]]
+    module: torch.nn.Module, start: str, found: Mapping[str, tuple[int, ...]], example: Tensor
 ) -> None:
     """Compare the checkpoint's shapes with those that its own input width would give."""
     probe = Staging(device="meta")
-    twin = probe.add(module, (input_for(module, found),), {}, initialize=False)
+    twin = probe.add(module, (example,), {}, initialize=False)
     expected = {**twin._parameters, **twin._buffers}
     for name in _lazy_names(module):
         shape = tuple(expected[name].shape)  # type: ignore[union-attr]
