@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -38,9 +38,6 @@ _GLOBAL_HOOKS = (
     "_global_backward_pre_hooks",
     "_global_backward_hooks",
 )
-
-# What a forward counts with, or draws from, besides tensors.
-_STATES = (numpy.ndarray, numpy.random.Generator, numpy.random.RandomState, bytearray)
 
 
 class Shadow:
@@ -218,7 +215,7 @@ class Shadow:
     def _object(self, value: Any) -> Any:
         if isinstance(value, torch.Generator):
             return self._remember(value, value.clone_state())
-        if isinstance(value, _STATES):
+        if _is_state(value):
             return self._remember(value, copy.deepcopy(value))
         opaque = isinstance(value, (type, types.ModuleType)) or not hasattr(value, "__dict__")
         if opaque or self._depth >= _OBJECT_DEPTH:
@@ -246,3 +243,12 @@ def _unobserved_call(module: torch.nn.Module) -> Any:
     code = torch.nn.Module._call_impl.__code__
     without = {**scope, **{name: {} for name in _GLOBAL_HOOKS}}
     return types.MethodType(types.FunctionType(code, without), module)
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a forward counts with it, or draws from it; NumPy's only where NumPy is loaded."""
+    numpy: Any = sys.modules.get("numpy")
+    kinds: tuple[type, ...] = (bytearray,)
+    if numpy is not None:
+        kinds += (numpy.ndarray, numpy.random.Generator, numpy.random.RandomState)
+    return isinstance(value, kinds)
