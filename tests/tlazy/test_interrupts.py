@@ -41,8 +41,9 @@ class InterruptAt:
 
     def at_line(self, frame, event, arg):
         place = frame.f_code.co_filename, frame.f_lineno
-        # Python handles no signal at a bare try, nor from a block's end to its lock's release in C.
-        unreachable = linecache.getline(*place).strip() in ("try:", "with materializing:")
+        # Python handles no signal at a bare try, nor from a block's end to an exit that is in C.
+        source = linecache.getline(*place).strip()
+        unreachable = source in ("try:", "with materializing:") or "with torch._C." in source
         if event == "line" and not unreachable:
             self.left -= 1
             if self.left < 0:
@@ -70,6 +71,7 @@ def surroundings():
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "transforms": torch._C._functorch.peek_interpreter_stack(),
+        "torch functions": torch._C._is_torch_function_enabled(),
         "lifting": torch._C._only_lift_cpu_tensors(),
         "saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(True),
         "log filters": list(logging.getLogger("torch._subclasses.fake_tensor").filters),
