@@ -15,6 +15,8 @@ import textwrap
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import tlazy
 from tlazy import nn
@@ -155,28 +157,65 @@ def peak(load, path):
     return {"load": round(after_load / size, 3), "load and call": round(after_call / size, 3)}
 
 
-@pytest.mark.benchmark(group="trace 500 layers")
+def deep(lib=torch.nn):
+    return lib.Sequential(*(lib.Linear(64, 64) for _ in range(500)))
+
+
+@pytest.mark.benchmark(group="shapes of 500 layers")
 def test_trace_500_layers(benchmark):
     net = nn.Sequential(*(nn.LazyLinear(64) for _ in range(500)))
     benchmark.pedantic(tlazy.trace, args=(net, tlazy.Spec(8, 64)), rounds=5, warmup_rounds=1)
 
 
-@pytest.mark.benchmark(group="trace 500 layers")
-def test_torch_constructs_500_layers_and_calls_them_once(benchmark):
+@pytest.mark.benchmark(group="shapes of 500 layers")
+def test_torch_calls_500_eager_layers_on_meta(benchmark):
+    with torch.device("meta"):
+        net, x = deep(), torch.empty(8, 64)
+    benchmark.pedantic(net, args=(x,), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.benchmark(group="shapes of 500 layers")
+def test_torch_counts_flops_of_500_eager_layers_of_fake_tensors(benchmark):
+    with FakeTensorMode():
+        net, x = deep(), torch.empty(8, 64)
+
+    def count():
+        with FlopCounterMode(display=False) as counter:
+            net(x)
+        return counter.get_total_flops()
+
+    assert benchmark.pedantic(count, rounds=5, warmup_rounds=1) == 500 * 2 * 8 * 64 * 64
+
+
+@pytest.mark.benchmark(group="shapes of 500 layers")
+def test_torch_constructs_500_lazy_layers_and_calls_them_once(benchmark):
     def construct_and_call():
         torch.nn.Sequential(*(torch.nn.LazyLinear(64) for _ in range(500)))(torch.ones(8, 64))
 
     benchmark.pedantic(construct_and_call, rounds=5, warmup_rounds=1)
 
 
-@pytest.mark.benchmark(group="trace and print 2.2e12 parameters")
+HUGE, PARAMETERS = 1 << 20, 2_199_025_352_704
+
+
+@pytest.mark.benchmark(group="2.2e12 parameters")
 def test_trace_and_print_trillions_of_parameters(benchmark):
     def trace():
-        net = nn.Sequential(nn.LazyLinear(1 << 20), nn.LazyLinear(1 << 20))
-        return str(tlazy.trace(net, tlazy.Spec(8, 1 << 20)))
+        net = nn.Sequential(nn.LazyLinear(HUGE), nn.LazyLinear(HUGE))
+        return str(tlazy.trace(net, tlazy.Spec(8, HUGE)))
 
-    text = benchmark.pedantic(trace, rounds=5, warmup_rounds=1)
-    assert "2,199,025,352,704" in text
+    assert f"{PARAMETERS:,}" in benchmark.pedantic(trace, rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.benchmark(group="2.2e12 parameters")
+def test_torch_constructs_and_calls_trillions_of_parameters_on_meta(benchmark):
+    def construct_and_call():
+        with torch.device("meta"):
+            net = torch.nn.Sequential(*(torch.nn.Linear(HUGE, HUGE) for _ in range(2)))
+            net(torch.empty(8, HUGE))
+        return sum(p.numel() for p in net.parameters())
+
+    assert benchmark.pedantic(construct_and_call, rounds=5, warmup_rounds=1) == PARAMETERS
 
 
 SHAPES = [(32, 64, 64), (64, 256, 256), (256, 1024, 1024)]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import Parameter, is_lazy
 
+from tlazy.arguments import check_model
 from tlazy.isolation import plain_torch, seeded
 from tlazy.sharding import is_sharded, shard_like
 
@@ -76,6 +77,7 @@ def initialize(
             ``materialize``; one without ``reset_parameters`` has none.
 
     Raises:
+        TypeError: for a model that is no module.
         RuntimeError: for a tensor without memory, and for a module that does not know its initial
             values; nothing has changed then.
 
@@ -86,6 +88,7 @@ def initialize(
     >>> net[0].weight.abs().max() < 3 ** -0.5
     tensor(True)
     """
+    check_model(model)
     modules = {path: module for path, module in model.named_modules() if _tensors(module)}
     for path, module in modules.items():
         _check_ready(path, module, init)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch._C._dynamo.guards import set_is_in_mode_without_ignore_compile_internals
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils import _python_dispatch as dispatch
 
 if torch.__version__ < "2.13" and torch.cuda.device_count() == 0:
     # Without a GPU, fake tensors of torch 2.11 keep what this makes in the thread that first needs
@@ -16,20 +17,73 @@ if torch.__version__ < "2.13" and torch.cuda.device_count() == 0:
     torch._C._ensureCUDADeviceGuardSet()
 
 
+# What torch.utils._python_dispatch notes about the modes that are on.
+_IN_MODE = (
+    "_is_in_torch_dispatch_mode",
+    "_is_in_non_infra_torch_dispatch_mode",
+    "_is_in_any_mode_without_ignore_compile_internals",
+)
+
+
+@contextmanager
+def ending_with(undo: Callable[[], object]) -> Iterator[None]:
+    """Call `undo`, which may be called twice, at the end of the block.
+
+    An interrupt can come between any two lines, the first one of a ``finally`` and the entry or the
+    exit of another context manager included; whichever it is, `undo` is called after it.
+    """
+    try:
+        try:
+            yield
+        finally:
+            undo()
+    finally:
+        undo()
+
+
 @contextmanager
 def no_modes() -> Iterator[None]:
-    """Leave vmap, grad and the other transforms, fake tensors and all dispatch modes."""
-    with temporarily_clear_interpreter_stack(), _disable_current_modes():
+    """Leave vmap, grad and the other transforms, fake tensors and all dispatch modes.
+
+    Afterwards those modes are on that were before, whatever the block has left on.
+    """
+    with (
+        ending_with(_same_modes()),
+        temporarily_clear_interpreter_stack(),
+        dispatch._disable_current_modes(),
+        ending_with(_leave_modes),  # or those from outside would not fit in again
+    ):
         yield
+
+
+def _leave_modes() -> None:
+    while dispatch._len_torch_dispatch_stack():
+        dispatch._pop_mode()
+
+
+def _same_modes() -> Callable[[], None]:
+    """A function that puts this thread's modes back to what they are now."""
+    modes = dispatch._get_current_dispatch_mode_stack()
+    notes = {name: getattr(dispatch, name) for name in _IN_MODE}
+    grad, lifts = torch.is_grad_enabled(), torch._C._only_lift_cpu_tensors()
+
+    def restore() -> None:
+        if dispatch._get_current_dispatch_mode_stack() != modes:
+            _leave_modes()
+            for mode in modes:
+                dispatch._push_mode(mode)
+        vars(dispatch).update(notes)
+        set_is_in_mode_without_ignore_compile_internals(notes[_IN_MODE[-1]])
+        torch._C._set_only_lift_cpu_tensors(lifts)
+        torch._C._set_grad_enabled(grad)
+
+    return restore
 
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """Leave inference mode and autograd too: what is made here has to last."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(no_modes())
+    with no_modes(), torch.inference_mode(False), torch.no_grad():
         yield
 
 
@@ -40,11 +94,9 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with ending_with(lambda: torch.default_generator.set_state(before)):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.default_generator.set_state(before)
 
 
 @contextmanager
@@ -54,14 +106,16 @@ def same_randomness_after(only_on_failure: bool = False) -> Iterator[None]:
 
     states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        if failed or not only_on_failure:
+    restoring = True
+
+    def restore() -> None:
+        if restoring:
             random.setstate(states[0])
             numpy.random.set_state(states[1])
             torch.default_generator.set_state(states[2])
             if devices:
                 torch.cuda.set_rng_state_all(devices)
+
+    with ending_with(restore):
+        yield
+        restoring = not only_on_failure

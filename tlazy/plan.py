@@ -13,7 +13,8 @@ import torch
 from tlazy import checkpoint as checkpoints
 from tlazy import init as initialization
 from tlazy.isolation import same_randomness_after
-from tlazy.nn.pending import Undo, is_pending, materializing, pending_modules
+from tlazy.nn.commit import all_or_nothing
+from tlazy.nn.pending import Undo, is_pending, pending_modules
 from tlazy.nn.staging import Staging
 from tlazy.structure import refuse_changed, structure
 from tlazy.table import as_text, table
@@ -139,17 +140,17 @@ class Trace:
         """
         if checkpoint is not None and (seed is not None or init is not None):
             raise ValueError("a checkpoint leaves nothing to seed or init: give one or the other")
-        with materializing, same_randomness_after(only_on_failure=True):
+        with all_or_nothing() as restorers, same_randomness_after(only_on_failure=True):
             staging = self._stage(seed, init, device, dtype, initialize=checkpoint is None)
             if checkpoint is None:
-                staging.commit(self.model)
+                staging.commit(self.model, restorers)
             else:
                 checkpoints.fill(self.model, checkpoint, staging)
 
-    def commit(self) -> Undo:
-        """:meth:`materialize`; returns a function that takes it back, for use right away."""
-        with materializing, same_randomness_after(only_on_failure=True):
-            return self._stage().commit(self.model)
+    def commit(self, restorers: list[Undo]) -> None:
+        """:meth:`materialize`, in a block of ``all_or_nothing`` that takes back more than this."""
+        with same_randomness_after(only_on_failure=True):
+            self._stage().commit(self.model, restorers)
 
     def _stage(
         self,

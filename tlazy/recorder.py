@@ -22,7 +22,7 @@ from torch.nn.parameter import Parameter, is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tlazy.isolation import no_modes
+from tlazy.isolation import ending_with, no_modes
 from tlazy.nn.pending import is_pending
 from tlazy.nn.placeholder import blank
 from tlazy.nn.staging import Staging
@@ -288,15 +288,13 @@ class _FlopCounter(TorchDispatchMode):
 def quiet_fake_tensors() -> Iterator[None]:
     """Keep fake tensors from logging the exceptions that they raise."""
     logger = logging.getLogger(FakeTensor.__module__)
-    logger.addFilter(_nothing)
-    try:
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    with ending_with(lambda: logger.removeFilter(nothing)):
+        logger.addFilter(nothing)
         yield
-    finally:
-        logger.removeFilter(_nothing)
-
-
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
 
 
 @contextmanager
@@ -306,12 +304,17 @@ def unseen_by_checkpointing() -> Iterator[None]:
     if not autograd._saved_tensors_hooks_is_enabled():  # as inside of torch.func.grad
         yield
         return
-    with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+
+    def itself(tensor: Tensor) -> Tensor:
+        return tensor
+
+    def remove() -> None:
+        while (top := autograd._top_saved_tensors_default_hooks(True)) and top[0] is itself:
+            autograd._pop_saved_tensors_default_hooks()
+
+    with ending_with(remove):
+        autograd._push_saved_tensors_default_hooks(itself, itself)
         yield
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _home_device(model: torch.nn.Module, inputs: Any) -> torch.device:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tlazy.arguments import check_model
 from tlazy.isolation import no_modes, same_randomness_after
 from tlazy.nn import container
 from tlazy.nn.first_call import arm
@@ -41,6 +42,7 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
             for each tensor, inside of lists, tuples and dicts too.
 
     Raises:
+        TypeError: for a model that is no module.
         UntraceableError: where shapes alone do not lead through the forward, and they are all that
             there is.
         whatever the forward raises, with the path of the module added.
@@ -54,6 +56,7 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
     >>> net[2].in_features
     0
     """
+    check_model(model)
     with (
         no_modes(),
         same_randomness_after(),
@@ -89,6 +92,9 @@ def materialize(
     Returns:
         the trace.
 
+    Raises:
+        as :func:`trace` and :meth:`Trace.materialize`; nothing has changed then.
+
     >>> import torch, tlazy
     >>> net = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3), torch.nn.LazyBatchNorm2d())
     >>> plan = tlazy.materialize(net, tlazy.Spec(2, 3, 8, 8), seed=0)
@@ -112,6 +118,7 @@ def dematerialize(model: torch.nn.Module) -> list[str]:
         the paths of these layers.
 
     Raises:
+        TypeError: for a model that is no module.
         RuntimeError: where a layer is no longer what materializing made it, as after sharding.
             Nothing has changed then, nor after an interrupt in the middle.
 
@@ -125,6 +132,7 @@ def dematerialize(model: torch.nn.Module) -> list[str]:
     >>> net(torch.randn(2, 3)).shape
     torch.Size([2, 4])
     """
+    check_model(model)
 
     def rearm() -> None:
         for module in model.modules():

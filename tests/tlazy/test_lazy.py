@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 import textwrap
-from functools import partial
 
 import pytest
 import torch
@@ -167,62 +166,6 @@ def test_an_initializer_that_raises_at_any_layer_changes_nothing(error):
         with refused(net, error):
             tlazy.materialize(net, series(), init=init)
     assert net(series()).shape == (2, 3)
-
-
-def interrupt(action, line):
-    """Run `action`, but raise KeyboardInterrupt before the given line of those that commit."""
-    countdown = iter(range(line))
-
-    def stop(frame, event, arg):
-        file, name = frame.f_code.co_filename.rpartition("/tlazy/nn/")[2], frame.f_code.co_name
-        steps = ("commit", "stop_waiting", "wait_for_call", "arm")
-        if file not in ("commit.py", "revert.py") and name not in steps:
-            return None
-        if name in ("snapshot", "origin_of", "_check_revertible") or name.startswith("<"):
-            return None  # these only read
-        if event == "line" and next(countdown, None) is None:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return stop
-
-    sys.settrace(stop)
-    try:
-        action()
-    finally:
-        sys.settrace(None)
-
-
-def dematerialized(net):
-    net(torch.ones(4, 3)).sum().backward()
-    return lambda: tlazy.dematerialize(net)
-
-
-STEPS = {
-    "materialize": lambda net: tlazy.trace(net, tlazy.Spec(4, 3)).materialize,
-    "meta": lambda net: partial(tlazy.trace(net, tlazy.Spec(4, 3)).materialize, device="meta"),
-    "dematerialize": dematerialized,
-}
-
-
-@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
-def test_an_interrupt_at_any_line_of_a_commit_does_all_or_nothing(step):
-    taken_back = 0
-    for line in range(1000):
-        net = nn.Sequential(nn.LazyLinear(2), torch.nn.LazyBatchNorm1d())
-        action = step(net)
-        before, lazy = snapshot(net), is_lazy(net[0].weight)
-        try:
-            interrupt(action, line)
-        except KeyboardInterrupt:
-            if snapshot(net) == before:
-                taken_back += 1
-                continue
-            # Only the last line may come too late: then everything has happened.
-            assert all(is_lazy(p) is not lazy for p in net.parameters()), f"at line {line}"
-            continue
-        break
-    assert 60 < taken_back <= line <= taken_back + 2
-    assert all(is_lazy(p) is not lazy for p in net.parameters())
 
 
 def test_a_lazy_layer_inside_someone_elses_tree_materializes_itself():

@@ -16,6 +16,9 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
+from torch.distributed import checkpoint as checkpoints
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.utils.checkpoint import checkpoint
@@ -765,6 +768,21 @@ def test_row_20_strict_export_of_a_waiting_tree_names_the_next_step():
     net = nested(nn)
     with refused(net, RuntimeError, match=WAY_OUT):
         torch.export.export(net, (X,), strict=True)
+
+
+@unlike_torch
+@pytest.mark.filterwarnings("ignore::UserWarning")  # no process group: one process
+@pytest.mark.parametrize("action", [checkpoints.load, checkpoints.save])
+def test_row_20_distributed_checkpoints_of_a_lazy_model_name_the_next_step(lib, action, tmp_path):
+    net = nested(lib)
+    eager = copy.deepcopy(net)
+    eager(X)
+    checkpoints.save({"model": eager.state_dict()}, checkpoint_id=tmp_path / "eager")
+    place = tmp_path / ("eager" if action is checkpoints.load else "lazy")
+    with refused(net, CheckpointException, match=rf"encoder\.0\.weight: {WAY_OUT}"):
+        action({"model": net.state_dict()}, checkpoint_id=place)
+    set_model_state_dict(net, eager.state_dict())
+    assert torch.equal(net(X), eager(X))
 
 
 @unlike_torch

@@ -536,3 +536,27 @@ def test_all_kinds_of_networks_are_traced_without_a_change(make, training):
     assert snapshot(net) == before
     plan.materialize()
     assert net(x).shape == plan.output.shape
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: tlazy.trace(model, torch.ones(2, 3)),
+        lambda model: tlazy.materialize(model, torch.ones(2, 3)),
+        lambda model: tlazy.initialize(model, seed=0),
+        lambda model: tlazy.save(model, "never.safetensors"),
+        lambda model: tlazy.load(model, "never.safetensors"),
+        tlazy.dematerialize,
+    ],
+)
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        ([torch.nn.Linear(3, 4)], "a list"),
+        ("never.safetensors", "a str"),
+        (nn.LazyLinear, "the class LazyLinear"),
+    ],
+)
+def test_what_is_no_module_is_refused_by_name_and_type(call, model, what):
+    with pytest.raises(TypeError, match=f"model must be a torch.nn.Module, got {what}"):
+        call(model)

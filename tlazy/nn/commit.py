@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
-from tlazy.nn.pending import Undo, is_pending, stop_waiting
+from tlazy.nn.pending import Undo, is_pending, materializing, stop_waiting
 
 # Changed in place by a commit, never replaced: handles of hooks point at these objects.
 KEPT = (
@@ -120,8 +122,31 @@ def snapshot(module: torch.nn.Module, only_hooks: bool = False) -> Undo:
     return restore
 
 
+@contextmanager
+def all_or_nothing() -> Iterator[list[Undo]]:
+    """Hold the lock, and where the block raises, run what it has added to the list.
+
+    Each of these functions may be called twice, and before what it takes back has happened.
+    """
+    restorers: list[Undo] = []
+    with materializing:
+        try:
+            try:
+                yield restorers
+            except BaseException:
+                take_back(restorers)
+                raise
+        except BaseException:  # an interrupt at the beginning of that
+            take_back(restorers)
+            raise
+
+
 def take_back(restorers: list[Undo]) -> None:
-    """Run all of `restorers`, the last one first."""
-    while restorers:
-        restorers[-1]()
-        restorers.pop()
+    """Run all of `restorers`, the last one first; an interrupt has to wait until that is done."""
+    try:
+        while restorers:
+            restorers[-1]()
+            restorers.pop()
+    except KeyboardInterrupt:
+        take_back(restorers)
+        raise

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tlazy.nn import functional as F
-from tlazy.nn.layer import Layer
+from tlazy.nn.layer import Layer, activated
 from tlazy.nn.lazy import LazyModuleMixin
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -72,6 +71,16 @@ class Conv1d(Layer, torch.nn.Conv1d):
         self.activation = activation
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not torch.jit.is_scripting():
+            return self._fused_forward(input, weight, bias)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        padded = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+        y = torch.nn.functional.conv1d(
+            padded, weight, bias, self.stride, 0, self.dilation, self.groups
+        )
+        return activated(y, self.activation)
+
+    def _fused_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # torch keeps tuples of any length; here each has one element.
         stride: Any = self.stride
         padding: Any = self.padding
@@ -147,7 +156,7 @@ class ConvTranspose1d(Layer, torch.nn.ConvTranspose1d):
         )
         self.activation = activation
 
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The transposed convolution of `input`.
 
         Args:
@@ -158,14 +167,37 @@ class ConvTranspose1d(Layer, torch.nn.ConvTranspose1d):
         Raises:
             ValueError: for a length that is none of those.
         """
+        if not torch.jit.is_scripting():
+            return self._fused_forward(input, output_size)
+        output_padding = self._output_padding(
+            input,
+            output_size,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.kernel_size,  # type: ignore[arg-type]
+            1,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        y = torch.nn.functional.conv_transpose1d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,  # type: ignore[arg-type]
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
+        return activated(y, self.activation)
+
+    def _fused_forward(self, input: Tensor, output_size: list[int] | None) -> Tensor:
         # torch keeps tuples of any length; here each has one element.
         stride: Any = self.stride
         padding: Any = self.padding
         dilation: Any = self.dilation
         kernel_size: Any = self.kernel_size
-        sizes: Any = output_size
         output_padding: Any = self._output_padding(
-            input, sizes, stride, padding, kernel_size, 1, dilation
+            input, output_size, stride, padding, kernel_size, 1, dilation
         )
         return F.conv_transpose1d(
             input,

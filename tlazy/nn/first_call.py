@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from tlazy import init
 from tlazy.isolation import plain_torch
+from tlazy.nn.commit import all_or_nothing, take_back
 from tlazy.nn.pending import (
     Trial,
     Undo,
@@ -84,7 +86,7 @@ def materialize_for_good(module: torch.nn.Module, args: Any, kwargs: Any = None)
         if not pending:
             stop_waiting(module)
         elif not _is_functional(pending):
-            trace(module, *args, **(kwargs or {})).commit()
+            trace(module, *args, **(kwargs or {})).materialize()
 
 
 @_outside_of_graphs
@@ -108,19 +110,12 @@ def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
             return
         refuse_recording(module, (args, kwargs))
         plan = trace(module, *args, **(kwargs or {}))
-        restore_buffers = _keep_buffers(module)
-        trials[module] = Trial(None, threading.get_ident(), sys.exc_info()[1])
-        try:
-            uncommit = plan.commit()
-        except BaseException:
-            del trials[module]
-            raise
-
-        def undo() -> None:
-            restore_buffers()
-            uncommit()
-
-        trials[module].undo = undo
+        with all_or_nothing() as restorers:
+            restorers.append(functools.partial(trials.pop, module, None))
+            restorers.append(_keep_buffers(module))
+            trial = trials[module] = Trial(None, threading.get_ident(), sys.exc_info()[1])
+            plan.commit(restorers)
+            trial.undo = functools.partial(take_back, restorers)
 
 
 def _keep_buffers(root: torch.nn.Module) -> Undo:
@@ -185,9 +180,11 @@ def end_of_first_call(module: torch.nn.Module, args: Any, output: Any) -> None:
         trial = trials.get(module)
         if trial is None or trial.thread != threading.get_ident():
             return
-        del trials[module]
         error = sys.exc_info()[1]
-        if error is None or error is trial.outer:
-            stop_waiting(module)
-        elif trial.undo is not None:
+        failed = error is not None and error is not trial.outer
+        if failed and trial.undo is not None:
             trial.undo()
+            return
+        del trials[module]
+        if not failed:
+            stop_waiting(module)

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from tlazy import init
 from tlazy.nn import functional as F
 
 
+def activated(y: Tensor, activation: str | None) -> Tensor:
+    """``activation(y)`` in words that torch.jit.script understands, which knows no tables."""
+    if activation is None:
+        return y
+    if activation == "relu":
+        return torch.relu(y)
+    if activation == "gelu":
+        return torch.nn.functional.gelu(y)
+    if activation == "gelu_tanh":
+        return torch.nn.functional.gelu(y, approximate="tanh")
+    if activation == "silu":
+        return torch.nn.functional.silu(y)
+    return torch.sigmoid(y) if activation == "sigmoid" else torch.tanh(y)
+
+
 class Layer(torch.nn.Module):
     """A seed of its own for the initial weights, and a fused activation; comes before torch's."""
 
-    activation: F.Activation | None
-    weight: Any
-    bias: Any
+    if TYPE_CHECKING:  # torch.jit.script would take these for its own
+        activation: F.Activation | None
+        weight: Any
+        bias: Any
 
     def reset_parameters(self) -> None:
         """Draw a new seed from the global CPU generator and new weights from that seed."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tlazy.nn import functional as F
-from tlazy.nn.layer import Layer
+from tlazy.nn.layer import Layer, activated
 from tlazy.nn.lazy import LazyModuleMixin
 
 
@@ -46,7 +46,10 @@ class Linear(Layer, torch.nn.Linear):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight, self.bias, activation=self.activation)
+        if not torch.jit.is_scripting():
+            return F.linear(input, self.weight, self.bias, activation=self.activation)
+        y = torch.nn.functional.linear(input, self.weight, self.bias)
+        return activated(y, self.activation)
 
 
 class LazyLinear(LazyModuleMixin, Linear):  # type: ignore[misc]

@@ -56,9 +56,11 @@ def stop_waiting(module: torch.nn.Module) -> None:
     """Remove the hooks of a module that has what it waited for; during a first call they stay."""
     if module in trials:
         return
-    for name in ("_load_hook", "_initialize_hook", "_result_hook"):
+    # The one that calls this goes last: where an interrupt leaves it, the next call does the rest.
+    for name in ("_load_hook", "_result_hook", "_initialize_hook"):
         if name in module.__dict__:
-            module.__dict__.pop(name).remove()
+            module.__dict__[name].remove()
+            del module.__dict__[name]
 
 
 @dataclasses.dataclass

@@ -13,8 +13,8 @@ from torch.nn.parameter import Parameter, is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tlazy.isolation import plain_torch
-from tlazy.nn.commit import KEPT, keep, snapshot, take_back
-from tlazy.nn.pending import WAITING, Undo, materializing
+from tlazy.nn.commit import KEPT, all_or_nothing, keep, snapshot
+from tlazy.nn.pending import WAITING, Undo
 from tlazy.nn.placeholder import UninitializedBuffer, UninitializedParameter
 
 
@@ -47,23 +47,17 @@ def make_lazy_again(root: torch.nn.Module, rearm: Callable[[], None]) -> list[st
     Args:
         rearm: lets the trees wait for their first call again; belongs to the same step.
     """
-    changed = {path: m for path, m in root.named_modules() if m in _origins}
-    for path, module in changed.items():
-        _check_revertible(path, module, _origins[module])
-    restorers: list[Undo] = []
-    try:
-        with materializing, plain_torch():
-            for module in root.modules():
-                restorers.append(snapshot(module))
-            for module in changed.values():
-                origin = _origins[module]
-                restorers.append(functools.partial(remember, module, origin))
-                forget(module)
-                _revert(module, origin, restorers)
-            rearm()
-    except BaseException:
-        take_back(restorers)
-        raise
+    with all_or_nothing() as restorers, plain_torch():
+        changed = {path: m for path, m in root.named_modules() if m in _origins}
+        for path, module in changed.items():
+            _check_revertible(path, module, _origins[module])
+        restorers += [snapshot(module) for module in root.modules()]
+        for module in changed.values():
+            origin = _origins[module]
+            restorers.append(functools.partial(remember, module, origin))
+            forget(module)
+            _revert(module, origin, restorers)
+        rearm()
     return list(changed)
 
 

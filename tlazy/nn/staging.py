@@ -18,13 +18,12 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from tlazy import init as initialization
 from tlazy.isolation import plain_torch, seeded
-from tlazy.nn.commit import become, fill, settle, snapshot, take_back
+from tlazy.nn.commit import become, fill, settle, snapshot
 from tlazy.nn.pending import (
     WAITING,
     Undo,
     is_waiting_root,
     keep_what_other_threads_try,
-    materializing,
     swapped,
 )
 from tlazy.nn.placeholder import blank
@@ -102,37 +101,31 @@ class Staging:
         _, value = self._values.get(id(placeholder), (None, None))
         return value
 
-    def commit(self, root: torch.nn.Module) -> Undo:
-        """Let the twins' tensors, attributes and classes become the modules' own, all or nothing.
+    def commit(self, root: torch.nn.Module, restorers: list[Undo]) -> None:
+        """Let the twins' tensors, attributes and classes become the modules' own.
 
         `root`'s containers no longer wait for a first call afterwards. Placeholders keep their
         identity, so an optimizer that holds them goes on holding the parameters.
 
-        Returns:
-            a function that takes everything back.
+        Args:
+            restorers: of the surrounding ``all_or_nothing``; gets what takes each step back.
         """
         self.finish()
         origins = [origin_of(module, twin) for module, twin in self._pairs]
-        restorers: list[Undo] = []
-        try:
-            with materializing, plain_torch():
-                keep_what_other_threads_try()
-                # The other threads' way in, each module's hook, closes only when it is complete.
-                for placeholder, value in self._values.values():
-                    fill(placeholder, value, restorers)
-                for (module, twin), origin in zip(self._pairs, origins, strict=True):
-                    restorers.append(functools.partial(forget, module))
-                    remember(module, origin)
-                    restorers.append(snapshot(module))
-                    become(module, twin)
-                for container in reversed(list(root.modules())):
-                    if is_waiting_root(container):
-                        restorers.append(snapshot(container, only_hooks=True))
-                        settle(container, root)
-        except BaseException:
-            take_back(restorers)
-            raise
-        return functools.partial(take_back, restorers)
+        with plain_torch():
+            keep_what_other_threads_try()
+            # The other threads' way in, each module's hook, closes only when it is complete.
+            for placeholder, value in self._values.values():
+                fill(placeholder, value, restorers)
+            for (module, twin), origin in zip(self._pairs, origins, strict=True):
+                restorers.append(functools.partial(forget, module))
+                remember(module, origin)
+                restorers.append(snapshot(module))
+                become(module, twin)
+            for container in reversed(list(root.modules())):
+                if is_waiting_root(container):
+                    restorers.append(snapshot(container, only_hooks=True))
+                    settle(container, root)
 
     def finish(self) -> None:
         """Draw the values that are left to draw, and bring all to their devices."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from tlazy.nn.commit import all_or_nothing
 from tlazy.nn.pending import pending_modules
 from tlazy.nn.staging import Staging
 
@@ -65,7 +66,6 @@ def load_all_or_nothing(
     """
     if staging is None:
         return load(state)
-    restore = _backup(root)
     if assign:
         taken = {key: t for key, t in _empty(root, prefix).items() if key in state}
         taken = {key: t for key, t in taken.items() if staging.planned(t) is not None}
@@ -73,13 +73,10 @@ def load_all_or_nothing(
             staging.give(tensor, state[key])
         state = copy.copy(state)  # a state_dict has metadata: it is more than its items
         state.update(taken)  # type: ignore[attr-defined]
-    undo = staging.commit(root)
-    try:
+    with all_or_nothing() as restorers:
+        restorers.append(_backup(root))
+        staging.commit(root, restorers)
         return load(state)
-    except BaseException:
-        undo()
-        restore()
-        raise
 
 
 def _empty(root: torch.nn.Module, prefix: str) -> dict[str, Any]:

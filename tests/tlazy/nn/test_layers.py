@@ -1,6 +1,8 @@
 """Linear, Conv1d and ConvTranspose1d are torch.nn's layers with one argument more."""
 
 import inspect
+import io
+from functools import partial
 
 import pytest
 import torch
@@ -230,3 +232,27 @@ def test_layers_can_be_built_of_fake_tensors(pair):
     ours, _, args, _ = pair
     with torch._subclasses.FakeTensorMode():
         assert ours(*args).weight.shape == ours(*args).weight.shape
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        partial(nn.LazyLinear, 9),
+        partial(nn.LazyConv1d, 4, 3, stride=2, dilation=2, padding=1),
+        partial(nn.LazyConv1d, 4, 4, padding="same", padding_mode="reflect"),
+        partial(nn.LazyConv1d, 6, 3, padding="causal", groups=3),
+        partial(nn.LazyConvTranspose1d, 6, 4, stride=2, padding=1, groups=3),
+    ],
+)
+def test_a_materialized_layer_can_be_scripted_and_saved(layer, activation):
+    net = nn.Sequential(layer(activation=activation))
+    x = torch.randn(2, 3, 9, dtype=torch.float64)
+    expected = net.double()(x)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(net), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    torch.testing.assert_close(loaded(x), expected)
+    assert loaded.state_dict().keys() == net.state_dict().keys()
