@@ -46,6 +46,7 @@ def conv1d_forward(
     *,
     activation: str | None = None,
     save_preactivation: bool = False,
+    channels_last: bool | None = None,
     config: TileConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(conv1d(x, weight) + bias), zeros standing for what the padding adds.
@@ -59,18 +60,19 @@ def conv1d_forward(
         groups: divides C_in and C_out.
         activation: a name of ``reference.ACTIVATIONS``, or None.
         save_preactivation: also give z, for the backward pass of those in NEEDS_PREACTIVATION.
+        channels_last: the memory layout of the results; by default that of `x`.
         config: tile; by default from the sizes.
 
     Returns:
-        (y, z): both of shape (N, C_out, L_out) and `x`'s dtype, in the memory layout of `x`,
-        accumulated in fp32; z is None unless asked for.
+        (y, z): both of shape (N, C_out, L_out) and `x`'s dtype, accumulated in fp32; z is None
+        unless asked for.
 
     Raises:
         RuntimeError, ValueError: as ``checks.conv1d_shape``, before anything is allocated.
     """
     shape = checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
     check_device(x)
-    y = layouts.empty_like(shape, x)
+    y = layouts.empty_like(shape, x, channels_last)
     z = torch.empty_like(y) if save_preactivation else None
     geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
     launch = depthwise.convolve if weight.shape[1] == 1 else convolve
@@ -96,6 +98,7 @@ def conv1d_grad_input(
     dilation: int = 1,
     groups: int = 1,
     *,
+    channels_last: bool | None = None,
     config: TileConfig | None = None,
 ) -> Tensor:
     """dL/dx: each input sample gathers the outputs that used it.
@@ -105,10 +108,11 @@ def conv1d_grad_input(
         weight: shape (C_out, C_in / groups, K), `grad`'s dtype.
         input_length: L of the input; several give the same L_out where the stride skips samples.
         stride, padding, dilation, groups: as in :func:`conv1d_forward`.
+        channels_last: the memory layout of the result; by default that of `grad`.
         config: tile; by default from the sizes.
 
     Returns:
-        shape (N, C_in, L), `grad`'s dtype and memory layout.
+        shape (N, C_in, L), `grad`'s dtype.
 
     Raises:
         RuntimeError: as ``checks.conv1d_grad_shapes``, before anything is allocated.
@@ -116,7 +120,8 @@ def conv1d_grad_input(
     checks.conv1d_grad_shapes(grad, weight.shape, input_length, stride, padding, dilation, groups)
     checks.same_kind("conv1d", grad=grad, weight=weight)
     check_device(grad)
-    out = layouts.empty_like((grad.shape[0], weight.shape[1] * groups, input_length), grad)
+    shape = grad.shape[0], weight.shape[1] * groups, input_length
+    out = layouts.empty_like(shape, grad, channels_last)
     geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
     launch = depthwise.convolve if weight.shape[1] == 1 else convolve
     launch(grad, weight, out, geometry, transposed=True, config=config)

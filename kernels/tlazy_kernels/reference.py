@@ -84,10 +84,11 @@ def conv1d_forward(
     *,
     activation: str | None = None,
     save_preactivation: bool = False,
+    channels_last: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
     z = F.conv1d(F.pad(x, tuple(padding)), weight, bias, stride, 0, dilation, groups)
-    return _activated(layouts.dense_like(z, x), activation, save_preactivation)
+    return _activated(layouts.dense_like(z, x, channels_last), activation, save_preactivation)
 
 
 def conv1d_grad_input(
@@ -98,13 +99,15 @@ def conv1d_grad_input(
     padding: Sequence[int] = (0, 0),
     dilation: int = 1,
     groups: int = 1,
+    *,
+    channels_last: bool | None = None,
 ) -> Tensor:
     checks.conv1d_grad_shapes(grad, weight.shape, input_length, stride, padding, dilation, groups)
     checks.same_kind("conv1d", grad=grad, weight=weight)
     left, right = padding
     shape = (grad.shape[0], weight.shape[1] * groups, left + input_length + right)
     padded = conv1d_input(shape, weight, grad, stride, 0, dilation, groups)
-    return layouts.dense_like(padded[:, :, left : left + input_length], grad)
+    return layouts.dense_like(padded[:, :, left : left + input_length], grad, channels_last)
 
 
 def conv1d_grad_weight(
@@ -156,6 +159,7 @@ def depthwise_backward(
     *,
     activation: str | None = None,
     needs: Sequence[bool] = (True, True, True),
+    channels_last: bool | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     settings = (stride, padding, dilation, groups)
     checks.depthwise_backward_shapes(
@@ -166,7 +170,8 @@ def depthwise_backward(
     grad_x = grad_weight = None
     if weight is not None and needs[0]:
         like = next(t for t in (x, saved, grad) if t is not None)
-        grad_x = layouts.dense_like(conv1d_grad_input(g, weight, input_length, *settings), like)
+        grad_x = conv1d_grad_input(g, weight, input_length, *settings)
+        grad_x = layouts.dense_like(grad_x, like, channels_last)
     if x is not None and needs[1]:
         grad_weight = conv1d_grad_weight(g, x, kernel_size, *settings)
     return grad_x, grad_weight, grad_bias
