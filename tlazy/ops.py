@@ -150,6 +150,7 @@ def _conv1d_forward(run: Callable) -> Callable:
         padding: Sequence[int],
         dilation: int,
         groups: int,
+        padding_mode: str,
         activation: str | None,
         save: bool,
         channels_last: bool | None = None,
@@ -162,6 +163,7 @@ def _conv1d_forward(run: Callable) -> Callable:
             padding,
             dilation,
             groups,
+            padding_mode,
             activation=activation,
             save_preactivation=save,
             channels_last=channels_last,
@@ -178,11 +180,13 @@ def _fake_conv1d_forward(
     padding: Sequence[int],
     dilation: int,
     groups: int,
+    padding_mode: str,
     activation: str | None,
     save: bool,
     channels_last: bool | None = None,
 ) -> tuple[Tensor, ...]:
     shape = checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
+    checks.check_padding_mode(padding_mode, padding, x.shape[2])
     y = layouts.empty_like(shape, x, channels_last)
     return y, layouts.empty_like(shape, x, channels_last) if save else x.new_empty(0)
 
@@ -196,9 +200,10 @@ def _conv1d_grad_input(run: Callable) -> Callable:
         padding: Sequence[int],
         dilation: int,
         groups: int,
+        padding_mode: str,
         channels_last: bool | None = None,
     ) -> Tensor:
-        sizes = (input_length, stride, padding, dilation, groups)
+        sizes = (input_length, stride, padding, dilation, groups, padding_mode)
         return run(grad, weight, *sizes, channels_last=channels_last)
 
     return conv1d_grad_input
@@ -212,6 +217,7 @@ def _fake_conv1d_grad_input(
     padding: Sequence[int],
     dilation: int,
     groups: int,
+    padding_mode: str,
     channels_last: bool | None = None,
 ) -> Tensor:
     shape = grad.shape[0], weight.shape[1] * groups, input_length
@@ -226,6 +232,7 @@ def _fake_conv1d_grad_weight(
     padding: Sequence[int],
     dilation: int,
     groups: int,
+    padding_mode: str,
 ) -> Tensor:
     return grad.new_empty(grad.shape[1], x.shape[1] // groups, kernel_size)
 
@@ -372,8 +379,9 @@ _register(
     lambda grad, x, out_shape: 2 * grad[0] * math.prod(out_shape),
 )
 _register(
-    f"conv1d_forward(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}, str? activation,"
-    " bool save_preactivation, bool? channels_last=None) -> (Tensor y, Tensor preactivation)",
+    f"conv1d_forward(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}, str padding_mode,"
+    " str? activation, bool save_preactivation, bool? channels_last=None)"
+    " -> (Tensor y, Tensor preactivation)",
     _conv1d_forward(conv1d.conv1d_forward),
     _conv1d_forward(reference.conv1d_forward),
     _fake_conv1d_forward,
@@ -381,14 +389,15 @@ _register(
 )
 _register(
     f"conv1d_grad_input(Tensor grad, Tensor weight, SymInt input_length, {_CONVOLUTION},"
-    " bool? channels_last=None) -> Tensor",
+    " str padding_mode, bool? channels_last=None) -> Tensor",
     _conv1d_grad_input(conv1d.conv1d_grad_input),
     _conv1d_grad_input(reference.conv1d_grad_input),
     _fake_conv1d_grad_input,
     lambda grad, weight, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(weight),
 )
 _register(
-    f"conv1d_grad_weight(Tensor grad, Tensor x, int kernel_size, {_CONVOLUTION}) -> Tensor",
+    f"conv1d_grad_weight(Tensor grad, Tensor x, int kernel_size, {_CONVOLUTION},"
+    " str padding_mode) -> Tensor",
     conv1d.conv1d_grad_weight,
     reference.conv1d_grad_weight,
     _fake_conv1d_grad_weight,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +11,6 @@ from torch import Tensor
 from tlazy.nn import functional as F
 from tlazy.nn.layer import Layer
 from tlazy.nn.lazy import LazyModuleMixin
-
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class Conv1d(Layer, torch.nn.Conv1d):
@@ -44,7 +42,7 @@ class Conv1d(Layer, torch.nn.Conv1d):
         dilation: int | tuple[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
+        padding_mode: F.PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -76,11 +74,6 @@ class Conv1d(Layer, torch.nn.Conv1d):
         stride: Any = self.stride
         padding: Any = self.padding
         dilation: Any = self.dilation
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(
-                input, self._reversed_padding_repeated_twice, mode=self.padding_mode
-            )
-            padding = 0
         return F.conv1d(
             input,
             weight,
@@ -89,6 +82,7 @@ class Conv1d(Layer, torch.nn.Conv1d):
             padding,
             dilation,
             self.groups,
+            padding_mode=self.padding_mode,
             activation=self.activation,
         )
 
@@ -124,7 +118,7 @@ class ConvTranspose1d(Layer, torch.nn.ConvTranspose1d):
         groups: int = 1,
         bias: bool = True,
         dilation: int | tuple[int] = 1,
-        padding_mode: PaddingMode = "zeros",
+        padding_mode: F.PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -257,7 +251,7 @@ class LazyConv1d(_LazyConv, Conv1d):
         dilation: int | tuple[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
+        padding_mode: F.PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -314,7 +308,7 @@ class LazyConvTranspose1d(_LazyConv, ConvTranspose1d):
         groups: int = 1,
         bias: bool = True,
         dilation: int | tuple[int] = 1,
-        padding_mode: PaddingMode = "zeros",
+        padding_mode: F.PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
