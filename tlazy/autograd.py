@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tlazy.ops import LIBRARY, shortcut
-from tlazy_kernels import checks, reference
+from tlazy_kernels import checks, layouts, reference
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
 _ops = torch.ops.tlazy
@@ -40,14 +40,15 @@ def conv1d(
     padding: Sequence[int],
     dilation: int,
     groups: int,
+    padding_mode: str,
     activation: str | None,
 ) -> Tensor:
     """Differentiable ``act(conv1d(x, weight) + bias)`` by the operators, for x (N, C_in, L)."""
     inputs = (x, weight, bias)
-    settings = (stride, padding, dilation, groups)
+    settings = (stride, padding, dilation, groups, padding_mode)
     save = _saves_preactivation(activation, *inputs)
     operator = _ops.conv1d_forward.default
-    return _call(Conv1dFunction, operator, *inputs, *settings, activation, save)[0]
+    return _call(Conv1dFunction, operator, *inputs, *settings, activation, save, None)[0]
 
 
 def conv_transpose1d(
@@ -157,38 +158,41 @@ def _linear_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
 
 
 def _conv1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
-    x, weight, bias, *ctx.settings, activation, save = inputs
+    x, weight, bias, *ctx.settings, activation, save, _ = inputs
     ctx.input_length, ctx.kernel_size = x.shape[2], weight.shape[2]
-    ctx.depthwise = weight.shape[1] == 1
+    ctx.channels_last = layouts.is_channels_last(x)
+    ctx.fused = weight.shape[1] == 1 and ctx.settings[-1] == "zeros"
     _forward_setup(ctx, x, weight, bias, activation, save, output)
 
 
 def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, saved = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
-    if ctx.depthwise and dy is not None and dz is None and not torch.is_grad_enabled():
+    if ctx.fused and dy is not None and dz is None and not torch.is_grad_enabled():
         _check_saved(saved, ctx.activation)
-        sizes = (ctx.input_length, ctx.kernel_size, *ctx.settings)
+        sizes = (ctx.input_length, ctx.kernel_size, *ctx.settings[:-1])
         tensors = (dy, saved, x, weight)
         run = shortcut(_ops.depthwise_backward.default, *tensors)
-        found = run(*tensors, *sizes, ctx.activation, needs)
-        return *(t if n else None for t, n in zip(found, needs, strict=True)), *(None,) * 6
+        found = run(*tensors, *sizes, ctx.activation, needs, ctx.channels_last)
+        return *(t if n else None for t, n in zip(found, needs, strict=True)), *(None,) * 8
     g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
     if g is None:
-        return (None,) * 9
+        return (None,) * 11
     grad_x = grad_weight = None
     if needs_x:
-        grad_x = _pass(_ops.conv1d_grad_input.default, g, weight, ctx.input_length, *ctx.settings)
+        sizes = (ctx.input_length, *ctx.settings)
+        grad_x = _pass(_ops.conv1d_grad_input.default, g, weight, *sizes, ctx.channels_last)
     if needs_weight:
         sizes = (ctx.kernel_size, *ctx.settings)
         grad_weight = _pass(_ops.conv1d_grad_weight.default, g, x, *sizes)
-    return grad_x, grad_weight, grad_bias, *(None,) * 6
+    return grad_x, grad_weight, grad_bias, *(None,) * 8
 
 
 def _conv_transpose1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
     x, weight, bias, stride, padding, output_padding, dilation, groups, activation, save = inputs
     ctx.samples, zeros = checks.adjoint_conv1d(output[0].shape[2], padding, output_padding)
-    ctx.settings, ctx.kernel_size = (stride, zeros, dilation, groups), weight.shape[2]
+    ctx.settings, ctx.kernel_size = (stride, zeros, dilation, groups, "zeros"), weight.shape[2]
+    ctx.channels_last = layouts.is_channels_last(x)
     _forward_setup(ctx, x, weight, bias, activation, save, output)
 
 
@@ -204,7 +208,7 @@ def _conv_transpose1d_backward(
         g = g[:, :, : ctx.samples]
     grad_x = grad_weight = None
     if needs_x:
-        settings = (None, *ctx.settings, None, False)
+        settings = (None, *ctx.settings, None, False, ctx.channels_last)
         grad_x = _pass(_ops.conv1d_forward.default, g, weight, *settings)[0]
     if needs_weight:
         sizes = (ctx.kernel_size, *ctx.settings)
@@ -297,24 +301,29 @@ def _linear_grad_weight_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, .
 
 def _conv1d_grad_input_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, ...]:
     grad, weight = ctx.saved_tensors
-    _, *settings = ctx.settings
+    _, *settings, _ = ctx.settings
     needs_grad, needs_weight = ctx.needs_input_grad[:2]
-    return (
-        _ops.conv1d_forward(dd, weight, None, *settings, None, False)[0] if needs_grad else None,
-        _ops.conv1d_grad_weight(grad, dd, weight.shape[2], *settings) if needs_weight else None,
-        *(None,) * 5,
-    )
+    grad_grad = grad_weight = None
+    if needs_grad:
+        last = layouts.is_channels_last(grad)
+        grad_grad = _ops.conv1d_forward(dd, weight, None, *settings, None, False, last)[0]
+    if needs_weight:
+        grad_weight = _ops.conv1d_grad_weight(grad, dd, weight.shape[2], *settings)
+    return grad_grad, grad_weight, *(None,) * 7
 
 
 def _conv1d_grad_weight_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, ...]:
     grad, x = ctx.saved_tensors
     _, *settings = ctx.settings
     needs_grad, needs_x = ctx.needs_input_grad[:2]
-    return (
-        _ops.conv1d_forward(x, dd, None, *settings, None, False)[0] if needs_grad else None,
-        _ops.conv1d_grad_input(grad, dd, x.shape[2], *settings) if needs_x else None,
-        *(None,) * 5,
-    )
+    grad_grad = grad_x = None
+    if needs_grad:
+        last = layouts.is_channels_last(grad)
+        grad_grad = _ops.conv1d_forward(x, dd, None, *settings, None, False, last)[0]
+    if needs_x:
+        last = layouts.is_channels_last(x)
+        grad_x = _ops.conv1d_grad_input(grad, dd, x.shape[2], *settings, last)
+    return grad_grad, grad_x, *(None,) * 6
 
 
 def _epilogue_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
@@ -330,7 +339,7 @@ def _epilogue_backward_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 
 
 def _depthwise_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.activation, ctx.needs = inputs
+    *tensors, ctx.activation, ctx.needs, _ = inputs
     ctx.save_for_backward(*tensors[:4])
     ctx.sizes = tensors[4:]
 
@@ -340,7 +349,7 @@ def _depthwise_backward_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         settings: dict[str, Any] = {"activation": ctx.activation, "needs": ctx.needs}
         return reference.depthwise_backward(*tensors, *ctx.sizes, **settings)
 
-    return *_composed_backward(run, ctx.saved_tensors, grads), *(None,) * (len(ctx.sizes) + 2)
+    return *_composed_backward(run, ctx.saved_tensors, grads), *(None,) * (len(ctx.sizes) + 3)
 
 
 def _composed_backward(

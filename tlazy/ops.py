@@ -150,11 +150,24 @@ def _conv1d_forward(run: Callable) -> Callable:
         padding: Sequence[int],
         dilation: int,
         groups: int,
+        padding_mode: str,
         activation: str | None,
         save: bool,
+        channels_last: bool | None = None,
     ) -> tuple[Tensor | None, ...]:
-        settings = (stride, padding, dilation, groups)
-        return run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
+        return run(
+            x,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            activation=activation,
+            save_preactivation=save,
+            channels_last=channels_last,
+        )
 
     return conv1d_forward
 
@@ -167,12 +180,33 @@ def _fake_conv1d_forward(
     padding: Sequence[int],
     dilation: int,
     groups: int,
+    padding_mode: str,
     activation: str | None,
     save: bool,
+    channels_last: bool | None = None,
 ) -> tuple[Tensor, ...]:
     shape = checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
-    y = layouts.empty_like(shape, x)
-    return y, layouts.empty_like(shape, x) if save else x.new_empty(0)
+    checks.check_padding_mode(padding_mode, padding, x.shape[2])
+    y = layouts.empty_like(shape, x, channels_last)
+    return y, layouts.empty_like(shape, x, channels_last) if save else x.new_empty(0)
+
+
+def _conv1d_grad_input(run: Callable) -> Callable:
+    def conv1d_grad_input(
+        grad: Tensor,
+        weight: Tensor,
+        input_length: int,
+        stride: int,
+        padding: Sequence[int],
+        dilation: int,
+        groups: int,
+        padding_mode: str,
+        channels_last: bool | None = None,
+    ) -> Tensor:
+        sizes = (input_length, stride, padding, dilation, groups, padding_mode)
+        return run(grad, weight, *sizes, channels_last=channels_last)
+
+    return conv1d_grad_input
 
 
 def _fake_conv1d_grad_input(
@@ -183,9 +217,11 @@ def _fake_conv1d_grad_input(
     padding: Sequence[int],
     dilation: int,
     groups: int,
+    padding_mode: str,
+    channels_last: bool | None = None,
 ) -> Tensor:
     shape = grad.shape[0], weight.shape[1] * groups, input_length
-    return layouts.empty_like(shape, grad)
+    return layouts.empty_like(shape, grad, channels_last)
 
 
 def _fake_conv1d_grad_weight(
@@ -196,6 +232,7 @@ def _fake_conv1d_grad_weight(
     padding: Sequence[int],
     dilation: int,
     groups: int,
+    padding_mode: str,
 ) -> Tensor:
     return grad.new_empty(grad.shape[1], x.shape[1] // groups, kernel_size)
 
@@ -251,9 +288,11 @@ def _depthwise_backward(run: Callable) -> Callable:
         groups: int,
         activation: str | None,
         needs: Sequence[bool],
+        channels_last: bool | None = None,
     ) -> tuple[Tensor | None, ...]:
         sizes = (input_length, kernel_size, stride, padding, dilation, groups)
-        return run(grad, saved, x, weight, *sizes, activation=activation, needs=needs)
+        options = {"activation": activation, "needs": needs, "channels_last": channels_last}
+        return run(grad, saved, x, weight, *sizes, **options)
 
     return depthwise_backward
 
@@ -271,11 +310,12 @@ def _fake_depthwise_backward(
     groups: int,
     activation: str | None,
     needs: Sequence[bool],
+    channels_last: bool | None = None,
 ) -> tuple[Tensor, ...]:
     like = next(t for t in (x, saved, grad) if t is not None)
     shape = (grad.shape[0], groups, input_length)
     found = (
-        layouts.empty_like(shape, like) if needs[0] else None,
+        layouts.empty_like(shape, like, channels_last) if needs[0] else None,
         grad.new_empty(grad.shape[1], 1, kernel_size) if needs[1] else None,
         grad.new_empty(grad.shape[1]) if needs[2] else None,
     )
@@ -289,10 +329,15 @@ def _depthwise_backward_flops(
     _weight: Any,
     _length: int,
     taps: int,
-    *rest: Any,
-    **_: Any,
+    _stride: int,
+    _padding: Any,
+    _dilation: int,
+    _groups: int,
+    _activation: str | None,
+    needs: Sequence[bool],
+    *_: Any,
+    **_named: Any,
 ) -> int:
-    needs = rest[-1]
     return (needs[0] + needs[1]) * 2 * math.prod(grad) * taps
 
 
@@ -334,22 +379,25 @@ _register(
     lambda grad, x, out_shape: 2 * grad[0] * math.prod(out_shape),
 )
 _register(
-    f"conv1d_forward(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}, str? activation,"
-    " bool save_preactivation) -> (Tensor y, Tensor preactivation)",
+    f"conv1d_forward(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}, str padding_mode,"
+    " str? activation, bool save_preactivation, bool? channels_last=None)"
+    " -> (Tensor y, Tensor preactivation)",
     _conv1d_forward(conv1d.conv1d_forward),
     _conv1d_forward(reference.conv1d_forward),
     _fake_conv1d_forward,
     _conv1d_flops,
 )
 _register(
-    f"conv1d_grad_input(Tensor grad, Tensor weight, SymInt input_length, {_CONVOLUTION}) -> Tensor",
-    conv1d.conv1d_grad_input,
-    reference.conv1d_grad_input,
+    f"conv1d_grad_input(Tensor grad, Tensor weight, SymInt input_length, {_CONVOLUTION},"
+    " str padding_mode, bool? channels_last=None) -> Tensor",
+    _conv1d_grad_input(conv1d.conv1d_grad_input),
+    _conv1d_grad_input(reference.conv1d_grad_input),
     _fake_conv1d_grad_input,
     lambda grad, weight, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(weight),
 )
 _register(
-    f"conv1d_grad_weight(Tensor grad, Tensor x, int kernel_size, {_CONVOLUTION}) -> Tensor",
+    f"conv1d_grad_weight(Tensor grad, Tensor x, int kernel_size, {_CONVOLUTION},"
+    " str padding_mode) -> Tensor",
     conv1d.conv1d_grad_weight,
     reference.conv1d_grad_weight,
     _fake_conv1d_grad_weight,
@@ -357,8 +405,8 @@ _register(
 )
 _register(
     "depthwise_backward(Tensor grad, Tensor? saved, Tensor? x, Tensor? weight,"
-    f" SymInt input_length, int kernel_size, {_CONVOLUTION}, str? activation, bool[3] needs)"
-    " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+    f" SymInt input_length, int kernel_size, {_CONVOLUTION}, str? activation, bool[3] needs,"
+    " bool? channels_last=None) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
     _depthwise_backward(depthwise.depthwise_backward),
     _depthwise_backward(reference.depthwise_backward),
     _fake_depthwise_backward,

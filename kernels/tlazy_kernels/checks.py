@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def linear_shape(
@@ -136,6 +137,25 @@ def conv1d_shape(
     _check_bias("conv1d", bias, out_channels)
     same_kind("conv1d", x=x, weight=weight, bias=bias)
     return batch, out_channels, out_length
+
+
+def check_padding_mode(mode: str, padding: Sequence[int], length: int) -> None:
+    """Raise unless a series of `length` samples can be padded so.
+
+    Raises:
+        RuntimeError: where the padding needs more samples than there are.
+        ValueError: for an unknown mode.
+    """
+    if mode == "zeros":
+        return
+    if mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {PADDING_MODES}, got {mode!r}")
+    least = {"reflect": max(padding) + 1, "circular": max(padding), "replicate": 1}[mode]
+    if length < least:
+        raise RuntimeError(
+            f"conv1d: padding {tuple(padding)} with padding_mode={mode!r} takes at least {least} "
+            f"samples, got {length}: pad less, or with zeros"
+        )
 
 
 def conv1d_grad_shapes(

@@ -6,6 +6,8 @@ turned around (transposed), the weight gradient one product per tap over all pos
 memory is read in tiles (conv1d_tiled.py), any other by pointers (conv1d_gather.py). One input
 channel per group (depthwise) has no contraction over channels and goes to depthwise.py.
 
+Padding of the series' own samples adds convolutions of its borders (borders.py).
+
 Samples that do not exist (padding; in the input gradient also what the stride skips) may take part
 in the product as zeros. An infinite or NaN weight may therefore give NaN where its tap meets one,
 as in an explicitly padded convolution; depthwise convolutions, and some of ATen's, leave them out.
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from tlazy_kernels import checks, depthwise, layouts
+from tlazy_kernels.borders import add_to_sources, border_inputs, borders, padding_samples
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d_filters import groups_together
 from tlazy_kernels.conv1d_gather import gather_step
@@ -43,47 +46,50 @@ def conv1d_forward(
     padding: Sequence[int] = (0, 0),
     dilation: int = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
     *,
     activation: str | None = None,
     save_preactivation: bool = False,
+    channels_last: bool | None = None,
     config: TileConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """y = act(conv1d(x, weight) + bias), zeros standing for what the padding adds.
+    """y = act(conv1d(x, weight) + bias), over x and a padding around it.
 
     Args:
         x: shape (N, C_in, L), any strides; float32, float16 or bfloat16.
         weight: shape (C_out, C_in / groups, K), any strides, `x`'s dtype.
         bias: shape (C_out,), `x`'s dtype, or None.
         stride, dilation: in samples.
-        padding: zeros (left, right), in samples.
+        padding: (left, right), in samples.
         groups: divides C_in and C_out.
+        padding_mode: what the padding is made of: ``"zeros"``, or samples: ``"reflect"``,
+            ``"replicate"`` or ``"circular"``, as in ``torch.nn.Conv1d``.
         activation: a name of ``reference.ACTIVATIONS``, or None.
         save_preactivation: also give z, for the backward pass of those in NEEDS_PREACTIVATION.
+        channels_last: the memory layout of the results; by default that of `x`.
         config: tile; by default from the sizes.
 
     Returns:
-        (y, z): both of shape (N, C_out, L_out) and `x`'s dtype, in the memory layout of `x`,
-        accumulated in fp32; z is None unless asked for.
+        (y, z): both of shape (N, C_out, L_out) and `x`'s dtype, accumulated in fp32; z is None
+        unless asked for.
 
     Raises:
         RuntimeError, ValueError: as ``checks.conv1d_shape``, before anything is allocated.
     """
     shape = checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
+    checks.check_padding_mode(padding_mode, padding, x.shape[2])
     check_device(x)
-    y = layouts.empty_like(shape, x)
+    y = layouts.empty_like(shape, x, channels_last)
     z = torch.empty_like(y) if save_preactivation else None
     geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
     launch = depthwise.convolve if weight.shape[1] == 1 else convolve
-    launch(
-        x,
-        weight,
-        y,
-        geometry,
-        bias=bias,
-        activation=activation,
-        preactivation=z,
-        config=config,
-    )
+    options: dict[str, Any] = {"bias": bias, "activation": activation, "config": config}
+    launch(x, weight, y, geometry, preactivation=z, **options)
+    if padding_mode != "zeros":
+        unpadded = geometry._replace(padding=(0, 0))
+        for read, outputs in border_inputs(x, weight.shape[2], geometry, padding_mode):
+            saved = None if z is None else z[:, :, outputs]
+            launch(read, weight, y[:, :, outputs], unpadded, preactivation=saved, **options)
     return y, z
 
 
@@ -95,7 +101,9 @@ def conv1d_grad_input(
     padding: Sequence[int] = (0, 0),
     dilation: int = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
     *,
+    channels_last: bool | None = None,
     config: TileConfig | None = None,
 ) -> Tensor:
     """dL/dx: each input sample gathers the outputs that used it.
@@ -104,22 +112,30 @@ def conv1d_grad_input(
         grad: g = dL/dz, shape (N, C_out, L_out), any strides.
         weight: shape (C_out, C_in / groups, K), `grad`'s dtype.
         input_length: L of the input; several give the same L_out where the stride skips samples.
-        stride, padding, dilation, groups: as in :func:`conv1d_forward`.
+        stride, padding, dilation, groups, padding_mode: as in :func:`conv1d_forward`.
+        channels_last: the memory layout of the result; by default that of `grad`.
         config: tile; by default from the sizes.
 
     Returns:
-        shape (N, C_in, L), `grad`'s dtype and memory layout.
+        shape (N, C_in, L), `grad`'s dtype.
 
     Raises:
         RuntimeError: as ``checks.conv1d_grad_shapes``, before anything is allocated.
     """
     checks.conv1d_grad_shapes(grad, weight.shape, input_length, stride, padding, dilation, groups)
     checks.same_kind("conv1d", grad=grad, weight=weight)
+    checks.check_padding_mode(padding_mode, padding, input_length)
     check_device(grad)
-    out = layouts.empty_like((grad.shape[0], weight.shape[1] * groups, input_length), grad)
+    shape = grad.shape[0], weight.shape[1] * groups, input_length
+    out = layouts.empty_like(shape, grad, channels_last)
     geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
     launch = depthwise.convolve if weight.shape[1] == 1 else convolve
     launch(grad, weight, out, geometry, transposed=True, config=config)
+    if padding_mode != "zeros":
+        for border in borders(input_length, weight.shape[2], geometry):
+            g = grad[:, :, border.outputs]
+            part = conv1d_grad_input(g, weight, border.samples, *border.geometry, config=config)
+            add_to_sources(out, part, border, padding_mode)
     return out
 
 
@@ -131,6 +147,7 @@ def conv1d_grad_weight(
     padding: Sequence[int] = (0, 0),
     dilation: int = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
     *,
     config: TileConfig | None = None,
 ) -> Tensor:
@@ -140,7 +157,7 @@ def conv1d_grad_weight(
         grad: g = dL/dz, shape (N, C_out, L_out), any strides.
         x: shape (N, C_in, L), any strides, `grad`'s dtype.
         kernel_size: K.
-        stride, padding, dilation, groups: as in :func:`conv1d_forward`.
+        stride, padding, dilation, groups, padding_mode: as in :func:`conv1d_forward`.
         config: tile; by default from the sizes.
 
     Returns:
@@ -150,10 +167,17 @@ def conv1d_grad_weight(
         RuntimeError: as ``checks.conv1d_grad_weight_shape``, before anything is allocated.
     """
     shape = checks.conv1d_grad_weight_shape(grad, x, kernel_size, stride, padding, dilation, groups)
+    checks.check_padding_mode(padding_mode, padding, x.shape[2])
     check_device(grad)
     geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
     launch = depthwise.correlate if shape[1] == 1 else correlate
-    return launch(grad, x, shape, geometry, config=config)
+    found = launch(grad, x, shape, geometry, config=config)
+    if padding_mode != "zeros":
+        for border in borders(x.shape[2], kernel_size, geometry):
+            g = grad[:, :, border.outputs]
+            samples = padding_samples(x, border.right, border.samples, padding_mode)
+            found += conv1d_grad_weight(g, samples, kernel_size, *border.geometry, config=config)
+    return found
 
 
 def convolve(

@@ -172,6 +172,7 @@ def depthwise_backward(
     *,
     activation: str | None = None,
     needs: Sequence[bool] = (True, True, True),
+    channels_last: bool | None = None,
     config: TileConfig | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """All gradients of ``act(conv1d(x, weight) + bias)`` for a depthwise convolution.
@@ -190,11 +191,13 @@ def depthwise_backward(
         stride, padding, dilation, groups: as in ``conv1d_forward``; groups is C_in.
         activation: a name of ``reference.ACTIVATIONS``, or None.
         needs: which of the three gradients are asked for.
+        channels_last: the memory layout of dL/dx; by default that of `x`, of `saved` where there
+            is no `x`, of `grad` where there is neither.
         config: tile; by default from the sizes.
 
     Returns:
         (dL/dx, dL/dweight, dL/dbias): shapes (N, C_in, L), (C_out, 1, K) and (C_out,), `grad`'s
-        dtype, the first in the memory layout of `x`; None where not needed.
+        dtype; None where not needed.
 
     Raises:
         RuntimeError, ValueError: as ``checks.depthwise_backward_shapes``, before anything is
@@ -209,7 +212,8 @@ def depthwise_backward(
     geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
     shape = (grad.shape[1], 1, kernel_size)
     like = next(t for t in (x, saved, grad) if t is not None)
-    grad_x = empty_like((grad.shape[0], groups, input_length), like) if needed.x else None
+    x_shape = grad.shape[0], groups, input_length
+    grad_x = empty_like(x_shape, like, channels_last) if needed.x else None
     inputs = (grad, saved, x if needed.weight else None, weight if needed.x else None, grad_x)
     sums = launch(_plan_backward, inputs, shape, input_length, geometry, activation, needed, config)
     if sums:

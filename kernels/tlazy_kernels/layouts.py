@@ -47,22 +47,25 @@ def is_channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
 
 
-def strides_like(shape: Sequence[int], x: Tensor) -> tuple[int, int, int]:
-    """Strides of a dense tensor of this shape (N, C, L) in the layout of `x`."""
+def strides_like(
+    shape: Sequence[int], x: Tensor, channels_last: bool | None = None
+) -> tuple[int, int, int]:
+    """Strides of a dense tensor of this shape (N, C, L) in the layout of `x`, or the one told."""
     _, channels, length = shape
-    if is_channels_last(x):
+    if is_channels_last(x) if channels_last is None else channels_last:
         return channels * length, 1, channels
     return channels * length, length, 1
 
 
-def empty_like(shape: Sequence[int], x: Tensor) -> Tensor:
-    """A new tensor of this shape (N, C, L) in the layout, the dtype and on the device of `x`."""
-    return x.new_empty_strided(tuple(shape), strides_like(shape, x))
+def empty_like(shape: Sequence[int], x: Tensor, channels_last: bool | None = None) -> Tensor:
+    """A new tensor of this shape (N, C, L) and `x`'s dtype and device, in the layout of `x`, or
+    the one told."""
+    return x.new_empty_strided(tuple(shape), strides_like(shape, x, channels_last))
 
 
-def dense_like(y: Tensor, x: Tensor) -> Tensor:
-    """`y`, copied if it is not dense in the layout of `x`."""
-    if is_channels_last(x):
+def dense_like(y: Tensor, x: Tensor, channels_last: bool | None = None) -> Tensor:
+    """`y`, copied if it is not dense in the layout of `x`, or the one told."""
+    if is_channels_last(x) if channels_last is None else channels_last:
         return y.transpose(1, 2).contiguous().transpose(1, 2)
     return y.contiguous()
 

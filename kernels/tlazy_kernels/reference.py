@@ -81,13 +81,17 @@ def conv1d_forward(
     padding: Sequence[int] = (0, 0),
     dilation: int = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
     *,
     activation: str | None = None,
     save_preactivation: bool = False,
+    channels_last: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
-    z = F.conv1d(F.pad(x, tuple(padding)), weight, bias, stride, 0, dilation, groups)
-    return _activated(layouts.dense_like(z, x), activation, save_preactivation)
+    checks.check_padding_mode(padding_mode, padding, x.shape[2])
+    padded = _padded(x, padding, padding_mode)
+    z = F.conv1d(padded, weight, bias, stride, 0, dilation, groups)
+    return _activated(layouts.dense_like(z, x, channels_last), activation, save_preactivation)
 
 
 def conv1d_grad_input(
@@ -98,13 +102,28 @@ def conv1d_grad_input(
     padding: Sequence[int] = (0, 0),
     dilation: int = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    channels_last: bool | None = None,
 ) -> Tensor:
     checks.conv1d_grad_shapes(grad, weight.shape, input_length, stride, padding, dilation, groups)
     checks.same_kind("conv1d", grad=grad, weight=weight)
+    checks.check_padding_mode(padding_mode, padding, input_length)
     left, right = padding
     shape = (grad.shape[0], weight.shape[1] * groups, left + input_length + right)
     padded = conv1d_input(shape, weight, grad, stride, 0, dilation, groups)
-    return layouts.dense_like(padded[:, :, left : left + input_length], grad)
+    found = padded[:, :, left : left + input_length]
+    if padding_mode == "circular":
+        found = found.clone()
+        found[:, :, input_length - left :] += padded[:, :, :left]
+        found[:, :, :right] += padded[:, :, left + input_length :]
+    elif padding_mode != "zeros":
+        backward = {
+            "reflect": _aten.reflection_pad1d_backward,
+            "replicate": _aten.replication_pad1d_backward,
+        }[padding_mode]
+        found = backward(padded, torch.empty_like(found), (left, right))
+    return layouts.dense_like(found, grad, channels_last)
 
 
 def conv1d_grad_weight(
@@ -115,11 +134,12 @@ def conv1d_grad_weight(
     padding: Sequence[int] = (0, 0),
     dilation: int = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     shape = checks.conv1d_grad_weight_shape(grad, x, kernel_size, stride, padding, dilation, groups)
-    return conv1d_weight(
-        F.pad(x, tuple(padding)), shape, grad, stride, 0, dilation, groups
-    ).contiguous()
+    checks.check_padding_mode(padding_mode, padding, x.shape[2])
+    padded = _padded(x, padding, padding_mode)
+    return conv1d_weight(padded, shape, grad, stride, 0, dilation, groups).contiguous()
 
 
 def conv_transpose1d_forward(
@@ -156,6 +176,7 @@ def depthwise_backward(
     *,
     activation: str | None = None,
     needs: Sequence[bool] = (True, True, True),
+    channels_last: bool | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     settings = (stride, padding, dilation, groups)
     checks.depthwise_backward_shapes(
@@ -166,10 +187,15 @@ def depthwise_backward(
     grad_x = grad_weight = None
     if weight is not None and needs[0]:
         like = next(t for t in (x, saved, grad) if t is not None)
-        grad_x = layouts.dense_like(conv1d_grad_input(g, weight, input_length, *settings), like)
+        grad_x = conv1d_grad_input(g, weight, input_length, *settings)
+        grad_x = layouts.dense_like(grad_x, like, channels_last)
     if x is not None and needs[1]:
         grad_weight = conv1d_grad_weight(g, x, kernel_size, *settings)
     return grad_x, grad_weight, grad_bias
+
+
+def _padded(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
+    return F.pad(x, tuple(padding), "constant" if mode == "zeros" else mode)
 
 
 def _activated(

@@ -112,10 +112,11 @@ def test_linear_derivatives_equal_torch(leaf, activation, exact_fp32):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_conv1d_derivatives_equal_torch(leaf, name, activation, exact_fp32):
     length, taps, stride, padding, dilation, groups, filters = CONVOLUTIONS[name]
+    settings = (stride, padding, dilation, groups, "zeros")
     act = ACTIVATIONS.get(activation, lambda z: z)
     with tlazy.backend("triton"):
         assert_derivatives_equal(
-            lambda x, w, b: autograd.conv1d(x, w, b, stride, padding, dilation, groups, activation),
+            lambda x, w, b: autograd.conv1d(x, w, b, *settings, activation),
             lambda x, w, b: act(tF.conv1d(tF.pad(x, padding), w, b, stride, 0, dilation, groups)),
             [leaf(2, 6, length), leaf(filters, 6 // groups, taps), leaf(filters)],
         )
@@ -134,7 +135,7 @@ def test_linear_operator_passes_gradcheck_in_float64(cpu_leaf, activation):
 def test_conv1d_operator_passes_gradcheck_in_float64(cpu_leaf, name, activation):
     length, taps, *settings, groups, filters = CONVOLUTIONS[name]
     inputs = [cpu_leaf(2, 6, length), cpu_leaf(filters, 6 // groups, taps), cpu_leaf(filters)]
-    call = lambda x, w, b: autograd.conv1d(x, w, b, *settings, groups, activation)  # noqa: E731
+    call = lambda x, w, b: autograd.conv1d(x, w, b, *settings, groups, "zeros", activation)  # noqa: E731
     assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 

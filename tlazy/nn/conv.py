@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +10,6 @@ from torch import Tensor
 from tlazy.nn import functional as F
 from tlazy.nn.layer import Layer, activated
 from tlazy.nn.lazy import LazyModuleMixin
-
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class Conv1d(Layer, torch.nn.Conv1d):
@@ -43,7 +41,7 @@ class Conv1d(Layer, torch.nn.Conv1d):
         dilation: int | tuple[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
+        padding_mode: F.PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -85,11 +83,6 @@ class Conv1d(Layer, torch.nn.Conv1d):
         stride: Any = self.stride
         padding: Any = self.padding
         dilation: Any = self.dilation
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(
-                input, self._reversed_padding_repeated_twice, mode=self.padding_mode
-            )
-            padding = 0
         return F.conv1d(
             input,
             weight,
@@ -98,6 +91,7 @@ class Conv1d(Layer, torch.nn.Conv1d):
             padding,
             dilation,
             self.groups,
+            padding_mode=self.padding_mode,
             activation=self.activation,
         )
 
@@ -133,7 +127,7 @@ class ConvTranspose1d(Layer, torch.nn.ConvTranspose1d):
         groups: int = 1,
         bias: bool = True,
         dilation: int | tuple[int] = 1,
-        padding_mode: PaddingMode = "zeros",
+        padding_mode: F.PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -289,7 +283,7 @@ class LazyConv1d(_LazyConv, Conv1d):
         dilation: int | tuple[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
+        padding_mode: F.PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -346,7 +340,7 @@ class LazyConvTranspose1d(_LazyConv, ConvTranspose1d):
         groups: int = 1,
         bias: bool = True,
         dilation: int | tuple[int] = 1,
-        padding_mode: PaddingMode = "zeros",
+        padding_mode: F.PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,

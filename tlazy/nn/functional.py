@@ -12,11 +12,12 @@ from torch import Tensor
 
 from tlazy import autograd
 from tlazy.dispatch import compute_dtype, uses_triton
-from tlazy_kernels.checks import check_activation
+from tlazy_kernels.checks import check_activation, check_padding_mode
 from tlazy_kernels.reference import ACTIVATIONS
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh"]
 Padding = int | tuple[int, ...] | Literal["valid", "same", "causal"]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 def linear(
@@ -69,6 +70,7 @@ def conv1d(
     dilation: int | tuple[int] = 1,
     groups: int = 1,
     *,
+    padding_mode: PaddingMode = "zeros",
     activation: Activation | None = None,
 ) -> Tensor:
     """``activation(conv1d(x, weight) + bias)`` in one kernel, without im2col or a padded copy.
@@ -78,9 +80,11 @@ def conv1d(
         weight: shape (C_out, C_in / groups, K).
         bias: shape (C_out,), or None.
         stride, dilation: in samples.
-        padding: zeros on both sides in samples; ``"valid"``: none; ``"same"``: output as long as
-            the input, the odd zero on the right; ``"causal"``: dilation * (K - 1) on the left.
+        padding: on both sides in samples; ``"valid"``: none; ``"same"``: output as long as the
+            input, the odd sample on the right; ``"causal"``: dilation * (K - 1) on the left.
         groups: divides C_in and C_out; C_in groups make a depthwise convolution.
+        padding_mode: what the padding is made of: ``"zeros"``, or samples of x: ``"reflect"``,
+            ``"replicate"`` or ``"circular"``, as in ``torch.nn.Conv1d``.
         activation: as in :func:`linear`.
 
     Returns:
@@ -88,8 +92,8 @@ def conv1d(
         one), with L_out = (L + pad - dilation * (K - 1) - 1) // stride + 1.
 
     Raises:
-        RuntimeError: as ``torch.nn.functional.conv1d`` does.
-        ValueError: for an unknown activation.
+        RuntimeError: as ``torch.nn.functional.conv1d`` does, and ``pad`` in such a mode.
+        ValueError: for an unknown activation or padding mode.
 
     >>> import torch, tlazy.nn.functional as F
     >>> F.conv1d(torch.ones(2, 3, 10), torch.ones(4, 3, 8), padding="same").shape
@@ -97,17 +101,16 @@ def conv1d(
     """
     check_activation(activation)
     if not uses_triton(x):
-        y = _aten_conv1d(x, weight, bias, stride, padding, dilation, groups)
+        y = _aten_conv1d(x, weight, bias, stride, padding, dilation, groups, padding_mode)
         return y if activation is None else ACTIVATIONS[activation](y)
     if x.dim() == 2:
-        y = conv1d(
-            x.unsqueeze(0), weight, bias, stride, padding, dilation, groups, activation=activation
-        )
-        return y.squeeze(0)
+        settings: Any = (stride, padding, dilation, groups)
+        options: Any = {"padding_mode": padding_mode, "activation": activation}
+        return conv1d(x.unsqueeze(0), weight, bias, *settings, **options).squeeze(0)
     x, weight, bias = _autocast(x, weight, bias)
     step, spread = _single("stride", stride), _single("dilation", dilation)
-    zeros = _zeros_around(padding, weight.shape[-1], step, spread)
-    return autograd.conv1d(x, weight, bias, step, zeros, spread, groups, activation)
+    around = _samples_around(padding, weight.shape[-1], step, spread)
+    return autograd.conv1d(x, weight, bias, step, around, spread, groups, padding_mode, activation)
 
 
 def conv_transpose1d(
@@ -182,20 +185,26 @@ def _aten_conv1d(
     padding: Padding,
     dilation: int | tuple[int],
     groups: int,
+    padding_mode: PaddingMode,
 ) -> Tensor:
-    if padding in ("same", "causal"):
+    if padding_mode != "zeros":
+        step, spread = _single("stride", stride), _single("dilation", dilation)
+        around = _samples_around(padding, weight.shape[-1], step, spread)
+        check_padding_mode(padding_mode, around, x.shape[-1])
+        x, padding = torch.nn.functional.pad(x, around, mode=padding_mode), 0
+    elif padding in ("same", "causal"):
         # ATen pads on both sides alike: an uneven rest takes a copy (torch copies as well, and
         # warns of it).
         step, spread = _single("stride", stride), _single("dilation", dilation)
-        left, right = _zeros_around(padding, weight.shape[-1], step, spread)
+        left, right = _samples_around(padding, weight.shape[-1], step, spread)
         even = min(left, right)
         x = torch.nn.functional.pad(x, (left - even, right - even)) if left != right else x
         padding = even
     return torch.nn.functional.conv1d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def _zeros_around(padding: Padding, kernel_size: int, stride: int, dilation: int) -> list[int]:
-    """The zeros (left, right) that `padding` stands for, in samples."""
+def _samples_around(padding: Padding, kernel_size: int, stride: int, dilation: int) -> list[int]:
+    """The samples (left, right) that `padding` stands for, in samples."""
     if padding == "valid":
         return [0, 0]
     if padding == "causal":

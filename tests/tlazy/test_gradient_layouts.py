@@ -1,0 +1,152 @@
+"""Memory layouts of gradients: an input's gradient lies as the input does, whatever the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as tF
+from torch import Tensor
+
+import tlazy
+import tlazy.nn.functional as F
+from tests.tlazy_kernels.convolutions import channels_last
+from tlazy_kernels import copies, launch
+from tlazy_kernels.layouts import is_channels_last
+from tlazy_kernels.reference import ACTIVATIONS
+
+# (the weight's shape for 8 input channels, settings); of conv_transpose1d where that says so.
+CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], dict[str, int]]] = {
+    "dense": ((12, 8, 3), {"padding": 1}),
+    "strided": ((12, 8, 4), {"stride": 2, "padding": 1}),
+    "grouped": ((12, 4, 3), {"groups": 2}),
+    "small groups": ((16, 2, 3), {"groups": 4, "dilation": 2}),
+    "one filter": ((1, 8, 3), {}),
+    "depthwise": ((8, 1, 4), {"groups": 8, "padding": 3}),
+    "depthwise of two filters": ((16, 1, 3), {"groups": 8, "stride": 2}),
+    "transposed": ((8, 12, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+    "transposed depthwise": ((8, 1, 3), {"groups": 8, "stride": 2}),
+}
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels first": Tensor.contiguous,
+    "channels last": channels_last,
+}
+# The gradients of these losses have strides of 0, lie channels first, and channels last.
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": Tensor.sum,
+    "flattened": lambda y: (y.flatten(1) * torch.arange(y[0].numel()).to(y)).sum(),
+    "transposed": lambda y: y.mT.contiguous().square().sum(),
+}
+
+form_by_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+loss_by_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+case_by_case = pytest.mark.parametrize("name", CONVOLUTIONS)
+
+
+def operands(name: str, form: Callable[[Tensor], Tensor], device: str) -> tuple[Tensor, Tensor]:
+    """(x, weight), which take gradients."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 8, 11, generator=generator)
+    weight = torch.randn(*CONVOLUTIONS[name][0], generator=generator)
+    return form(x.to(device)).requires_grad_(), weight.to(device).requires_grad_()
+
+
+def functions(name: str, activation: str | None = None) -> tuple[Callable, Callable]:
+    """Ours and torch's, of (x, weight)."""
+    noun = "conv_transpose1d" if name.startswith("transposed") else "conv1d"
+    settings = CONVOLUTIONS[name][1]
+    act = ACTIVATIONS[activation] if activation else lambda z: z
+    ours = partial(getattr(F, noun), **settings, activation=activation)
+    return ours, lambda x, w: act(getattr(tF, noun)(x, w, **settings))
+
+
+@case_by_case
+@form_by_form
+@loss_by_loss
+@pytest.mark.parametrize(
+    ("activation", "frozen"), [(None, True), ("gelu", False)], ids=["weight frozen", "gelu"]
+)
+def test_an_inputs_gradient_lies_as_the_input_whatever_the_loss(
+    name, form, loss, activation, frozen, device, exact_fp32
+):
+    x, weight = operands(name, form, device)
+    wanted = (x,) if frozen else (x, weight)
+    ours, theirs = functions(name, activation)
+    with tlazy.backend("triton"):
+        found = torch.autograd.grad(loss(ours(x, weight.requires_grad_(not frozen))), wanted)
+    assert found[0].stride() == x.stride()
+    doubles = [t.detach().double().requires_grad_() for t in (x, weight)]
+    expected = torch.autograd.grad(loss(theirs(*doubles)), doubles[: len(wanted)])
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f.double(), e, rtol=1e-4, atol=1e-4)
+
+
+@case_by_case
+@form_by_form
+def test_gradients_of_gradients_lie_as_the_input_too(name, form, device, exact_fp32):
+    x, weight = operands(name, form, device)
+    ours, theirs = functions(name, "silu")
+
+    def second(function: Callable, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        first = torch.autograd.grad(function(x, weight).sum(), (x, weight), create_graph=True)
+        assert function is theirs or first[0].stride() == x.stride()
+        return torch.autograd.grad(sum(g.sin().sum() for g in first), (x, weight))
+
+    with tlazy.backend("triton"):
+        found = second(ours, x, weight)
+    assert found[0].stride() == x.stride()
+    expected = second(theirs, *(t.detach().double().requires_grad_() for t in (x, weight)))
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f.double(), e, rtol=1e-3, atol=1e-3)
+
+
+@case_by_case
+@form_by_form
+def test_compiled_gradients_lie_as_the_input(name, form, device, exact_fp32):
+    x, weight = operands(name, form, device)
+    ours, _ = functions(name, "relu")
+    torch.compiler.reset()
+    with tlazy.backend("triton"):
+        expected = torch.autograd.grad(ours(x, weight).sum(), (x, weight))
+        compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+        found = torch.autograd.grad(compiled(x, weight).sum(), (x, weight))
+    assert found[0].stride() == x.stride()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("names", [("dense", "dense"), ("strided", "transposed")], ids=str)
+def test_a_stack_over_channels_last_memory_copies_no_samples(names, device, monkeypatch):
+    """Filters are put in the tiles' order by copies; samples are read where they lie."""
+    monkeypatch.setattr(copies, "LEAST_COPY", 1)
+    generator = torch.Generator().manual_seed(0)
+    weights = [
+        torch.randn(16, 16, 3 + (name == "transposed"), generator=generator)
+        .to(device)
+        .requires_grad_()
+        for name in names
+    ]
+    x = channels_last(torch.randn(3, 16, 12, generator=generator).to(device)).requires_grad_()
+    copied: list[torch.Size] = []
+    ran: set[str] = set()
+    run = launch.Step.run
+
+    def noted(step: Any, tensors: Any, *args: Any, **named: Any) -> None:
+        ran.add(step.kernel.fn.__name__)
+        if step.kernel.fn.__name__ == "_copy_kernel":
+            copied.append(tensors[step.tensors[0]].shape)
+        run(step, tensors, *args, **named)
+
+    with tlazy.backend("triton"), mock.patch.object(launch.Step, "run", noted):
+        y = x
+        for name, weight in zip(names, weights, strict=True):
+            y = functions(name, "relu")[0](y, weight)
+        y.sum().backward()
+    assert is_channels_last(y)
+    assert is_channels_last(x.grad)
+    tiles = {"_conv1d_tiled_kernel", "_grad_weight_tiled_kernel"}
+    assert ran - {"_copy_kernel", "_sum_kernel", "_epilogue_backward_kernel"} == tiles
+    assert set(copied) <= {weight.shape for weight in weights}
