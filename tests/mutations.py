@@ -169,6 +169,18 @@ MUTANTS = [
         "channel = filters",
     ),
     Mutant(
+        "filters rounded down",
+        "conv1d_tiled",
+        '"F_UNIT": math.gcd(filters, 8)',
+        '"F_UNIT": 8',
+    ),
+    Mutant(
+        "output strides rounded down",
+        "conv1d_tiled",
+        '"Y_UNIT": math.gcd(y.stride(0), y.stride(2), 8)',
+        '"Y_UNIT": math.gcd(y.stride(0), 8)',
+    ),
+    Mutant(
         "small groups not kept apart",
         "conv1d_tiled",
         "tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) > 0",

@@ -61,6 +61,9 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from _conv1d(
         "conv1d", dtype, (32, 512, 31_999), (512, 512, 3), stride=2, activation="gelu", **last
     )
+    # Groups that share a tile.
+    small: dict[str, Any] = {"channels_last": True, "tag": " small groups channels last"}
+    yield from _conv1d("conv1d", dtype, (32, 256, 8192), (256, 8, 3), activation="gelu", **small)
     # Too few taps and filters for a copy, samples that the stride takes apart: read by pointers.
     strided: dict[str, Any] = {"stride": 2, "activation": "gelu", "tag": " strided"}
     few = list(_conv1d("conv1d", dtype, (64, 64, 32_768), (64, 64, 3), **strided))
@@ -92,8 +95,6 @@ def thorough_cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from _conv1d(
         "conv1d", dtype, (32, 100, 1021), (60, 25, 3), stride=2, activation="relu", tag=" odd"
     )
-    groups: dict[str, Any] = {"channels_last": True, "tag": " small groups"}
-    yield from _conv1d("conv1d", dtype, (32, 256, 8192), (256, 8, 3), activation="gelu", **groups)
     long: dict[str, Any] = {"channels_last": True, "tag": " long channels last"}
     yield from _conv1d("depthwise", dtype, (32, 512, 8192), (512, 1, 31), activation="gelu", **long)
     yield from _conv1d(

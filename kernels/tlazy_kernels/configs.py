@@ -165,7 +165,7 @@ _SINGLE_TILES = (
 )
 
 # On Blackwell, Triton 3.6 keeps both halves of a result in shared memory at once; 3.9 does not.
-_HALVES_TAKE_TURNS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8)
+HALVES_TAKE_TURNS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8)
 
 # Cycles, rounded: of a load from memory; of a step's waiting and bookkeeping; of a program's start,
 # its first tiles' way and its last store; of a launch. Bytes that the L2 cache gives one processor
@@ -226,7 +226,7 @@ def product_tiles(itemsize: int, target: Target, *, described: bool) -> list[Til
     if not described:
         return list(_HALF_POINTER_TILES if itemsize < 4 else _SINGLE_POINTER_TILES)
     threads_copy = target.gpu.backend == "cuda" and not target.copies_tiles
-    widest = target.copies_tiles and (target.gpu.arch < 100 or _HALVES_TAKE_TURNS)
+    widest = target.copies_tiles and (target.gpu.arch < 100 or HALVES_TAKE_TURNS)
     largest = (
         128 * 256 if widest else 128 * 128 if itemsize < 4 or target.copies_tiles else 64 * 128
     )

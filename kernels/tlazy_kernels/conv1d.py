@@ -25,7 +25,7 @@ from torch import Tensor
 from tlazy_kernels import checks, depthwise, layouts
 from tlazy_kernels.borders import add_to_sources, border_inputs, borders, padding_samples
 from tlazy_kernels.configs import TileConfig
-from tlazy_kernels.conv1d_filters import groups_together
+from tlazy_kernels.conv1d_filters import groups_together, shares_tiles
 from tlazy_kernels.conv1d_gather import gather_step
 from tlazy_kernels.conv1d_grad_weight import correlate
 from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles, tiled_steps
@@ -231,12 +231,14 @@ def _plan(
     tiled, source = None, 0
     buffers: list[Buffer] = []
     steps: list[Step] = []
-    together = groups_together(
-        geometry.groups,
-        x.shape[1] // geometry.groups,
-        y.shape[1] // geometry.groups,
-        x.element_size(),
-    )
+    together = 1
+    if shares_tiles(target):
+        together = groups_together(
+            geometry.groups,
+            x.shape[1] // geometry.groups,
+            y.shape[1] // geometry.groups,
+            x.element_size(),
+        )
     blocks = geometry._replace(groups=geometry.groups // together)
     if fits_tiles(x, y.shape[2], weight.shape[2], geometry):
         tiled = readable_tiles(target, x, blocks.groups, 1 if transposed else geometry.stride)

@@ -13,9 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tlazy_kernels.configs import HALVES_TAKE_TURNS
 from tlazy_kernels.copies import copy_step
 from tlazy_kernels.launch import Buffer, Step, metadata
 from tlazy_kernels.layouts import UNIT_BYTES, in_units
+from tlazy_kernels.targets import Target
 
 # Channels of a group from which on it fills a product's contraction by itself.
 FULL_GROUP = 16
@@ -40,6 +42,11 @@ def groups_together(groups: int, channels: int, filters: int, itemsize: int) -> 
     fitting = [n for n in range(1, most + 1) if groups % n == 0]
     whole = [n for n in fitting if n * channels * itemsize % UNIT_BYTES == 0]
     return max(whole or fitting, default=1)
+
+
+def shares_tiles(target: Target) -> bool:
+    """Whether the kernel that keeps groups apart compiles: not by Triton 3.6 for Blackwell."""
+    return not (target.gpu.backend == "cuda" and target.gpu.arch >= 100 and not HALVES_TAKE_TURNS)
 
 
 def _block_diagonal_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,11 +118,9 @@ def _grad_weight_tiled_kernel(
         if TOGETHER > 1:
             mask &= (filters // (F // TOGETHER))[:, None] == (channels // each)[None, :]
             channels %= each
-        tl.store(
-            out_ptr + ((out_row * each)[:, None] + channels[None, :]) * taps + tap,
-            total.to(out_ptr.dtype.element_ty),
-            mask=mask,
-        )
+        # 32 bits for the place within a filter: in 64, registers spill on sm_80.
+        target = (out_row * each * taps + tap)[:, None] + (channels * taps)[None, :]
+        tl.store(out_ptr + target, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(
@@ -233,7 +231,7 @@ def _plan(
     blocks = geometry._replace(groups=geometry.groups // together)
     tiles = (
         _tiles(target, grad, x, shape, blocks, together)
-        if fits_tiles(x, grad.shape[2], shape[2], geometry)
+        if shape[1] * shape[2] < 2**31 and fits_tiles(x, grad.shape[2], shape[2], geometry)
         else None
     )
     if tiles is None:

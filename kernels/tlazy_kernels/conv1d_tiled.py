@@ -83,11 +83,17 @@ def _conv1d_tiled_kernel(
     TOGETHER: tl.constexpr,  # small groups in each group, whose filters are zero for the others
     FLATTEN: tl.constexpr,  # one loop over all tiles' steps; STRIDE is 1
     SUBTILES: tl.constexpr,
+    F_UNIT: tl.constexpr,  # divides F
+    Y_UNIT: tl.constexpr,  # divides stride_yn and stride_yl
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    # Of 200 filters, say, the compiler knows by this that 8 divides them.
+    F = F // F_UNIT * F_UNIT
+    stride_yn = stride_yn // Y_UNIT * Y_UNIT
+    stride_yl = stride_yl // Y_UNIT * Y_UNIT
     Y_STEP: tl.constexpr = STRIDE if TRANSPOSED else 1
     UNIT: tl.constexpr = 128 // weight_ptr.dtype.element_ty.primitive_bitwidth
     weight = tl.make_tensor_descriptor(
@@ -270,6 +276,9 @@ def tiled_steps(
             # Copied by threads, the next tile's first operands would need more shared memory.
             "FLATTEN": stride == 1 and together == 1 and target.copies_tiles,
             "SUBTILES": subtiles(config),
+            # Of an argument Triton asks only whether 16 divides it.
+            "F_UNIT": math.gcd(filters, 8),
+            "Y_UNIT": math.gcd(y.stride(0), y.stride(2), 8),
             "BLOCK_N": block_n,
             "BLOCK_L": block_l,
             "BLOCK_F": config.cols,

@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -65,11 +66,16 @@ def _recordings(
 
 def _rows(case: Case, target: str, dtype: str, recording: Recording) -> list[Row]:
     """One for each launch, all with the whole case's arithmetic and traffic. That with most of the
-    arithmetic has the case's name, what comes before and after it its own as well."""
+    arithmetic has the case's name, what comes before and after it its own as well, numbered from
+    the second of its kind."""
     rows = []
     main = max(recording.launches, key=lambda launch: launch.flops)
+    times: Counter[str] = Counter()
     for launch in recording.launches:
-        name = case.name if launch is main else f"{case.name} + {launch.kernel.fn.__name__}"
+        kernel = launch.kernel.fn.__name__
+        times[kernel] += launch is not main
+        number = f" {times[kernel]}" if times[kernel] > 1 else ""
+        name = case.name if launch is main else f"{case.name} + {kernel}{number}"
         rows.append(
             Row(
                 **asdict(compiled(name, target, dtype, launch)),

@@ -13,6 +13,8 @@ from tlazy_kernels.catalogue import cases
 from tlazy_kernels.offline import Compiled
 from tlazy_kernels.targets import TARGETS
 
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
 # The matrix units' instruction of each target. Those of sm_90 and sm_100 take 64 rows or more;
 # smaller tiles use sm_80's there.
 MATRIX_INSTRUCTIONS = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
@@ -55,8 +57,15 @@ NARROW_LOADS = {
     "_first_layer_grad_weight_kernel": 16,  # the samples
 }
 
-# On Blackwell a thread has a whole row of the accumulator, and loads what belongs to each element.
-NARROW_LOADS_ON_BLACKWELL = {"_matmul_pointer_kernel": 32, "_grad_weight_gather_kernel": 32}
+# Budgets of single targets.
+NARROW_LOADS_ON = {
+    # On Blackwell a thread has a whole row of the accumulator, and loads what belongs to each
+    # element.
+    "sm_100": {"_matmul_pointer_kernel": 32, "_grad_weight_gather_kernel": 32},
+    # Before Triton 3.8, a thread of AMD's has 8 filters in each of the parts that a tile is stored
+    # in, which lie apart.
+    "gfx942": {} if TRITON >= (3, 8) else {"_conv1d_tiled_kernel": 32},
+}
 
 # Cases of the catalogue whose sizes leave no alignment to use.
 UNALIGNED = (" small", " odd")
@@ -105,7 +114,7 @@ def asynchronous_copies(row: Compiled) -> Iterator[str]:
 
 def narrow_loads(row: Compiled) -> Iterator[str]:
     found = row.mix.get("load 1", 0) + row.mix.get("load 2", 0)
-    budgets = NARROW_LOADS | (NARROW_LOADS_ON_BLACKWELL if row.target == "sm_100" else {})
+    budgets = NARROW_LOADS | NARROW_LOADS_ON.get(row.target, {})
     budget = 0 if row.dtype == "float32" else budgets.get(row.kernel, 0)
     budget *= 1 if _is_representative(row) else OTHER_TILES_NARROW
     if found > budget and not _narrow_by_nature(row):
@@ -133,7 +142,7 @@ def scratch_memory(row: Compiled) -> Iterator[str]:
 
 def registers(row: Compiled) -> Iterator[str]:
     """Where there is a baseline for this version of Triton."""
-    version = ".".join(triton.__version__.split(".")[:2])
+    version = ".".join(map(str, TRITON))
     baseline = json.loads(BASELINES.read_text()).get(version, {}).get(" ".join(row.key))
     if baseline is not None and row.registers > baseline + REGISTER_TOLERANCE:
         yield f"{row.registers} registers, with Triton {version} there were {baseline}"

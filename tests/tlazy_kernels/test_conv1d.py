@@ -12,6 +12,7 @@ from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree
 from tlazy_kernels import copies, launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
+from tlazy_kernels.conv1d_tiled import subtiles
 
 ACTIVATIONS = (None, *reference.ACTIVATIONS)
 
@@ -88,6 +89,19 @@ def test_all_three_agree_where_tiles_can_be_read(case, last, dtype, device):
 def test_default_tiles_agree_where_tiles_can_be_read(case, dtype, device):
     x, weight, bias, grad = case.operands(dtype, device)
     assert_all_agree(case, (channels_last(x), weight, bias, channels_last(grad)), None)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCL", "NLC"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_tiles_that_are_stored_in_parts_agree(stride, last, dtype, device):
+    case = Convolution(2, 16, 40, 72, 3, stride=stride, padding=(1, stride), dilation=1)
+    operands = case.operands(dtype, device)
+    x, weight, bias, grad = (channels_last(t) if last and t.dim() == 3 else t for t in operands)
+    four = TileConfig(64, 32, 16, num_warps=1)  # 16 elements of each thread a part
+    assert subtiles(four) == 4
+    assert_all_agree(case, (x, weight, bias, grad), four, "silu")
+    kept = {"activation": "gelu", "save_preactivation": True, "config": four}
+    assert_agrees(conv1d_forward, x, weight, bias, *case.settings, **kept)
 
 
 # Groups of fewer channels than a product's contraction is long, several of which share a tile.
