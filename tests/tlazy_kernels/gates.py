@@ -59,8 +59,8 @@ NARROW_LOADS = {
 
 # Budgets of single targets.
 NARROW_LOADS_ON = {
-    # On Blackwell a thread has a whole row of the accumulator, and loads what belongs to each
-    # element.
+    # On Blackwell a thread has a whole row of the accumulator: the bias of 32 columns at a time,
+    # which every thread of a warp reads alike. It gathers 32 samples, where Hopper's has 16.
     "sm_100": {"_matmul_pointer_kernel": 32, "_grad_weight_gather_kernel": 32},
     # Before Triton 3.8, a thread of AMD's has 8 filters in each of the parts that a tile is stored
     # in, which lie apart.

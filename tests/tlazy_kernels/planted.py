@@ -98,7 +98,7 @@ def planted() -> Iterator[tuple[str, str, str, Launch]]:
         ("matrix_units", "float32", _linear(torch.float32, **exact)),
         ("matrix_units", "bfloat16", _linear(num_warps=2)),
         ("asynchronous_copies", "bfloat16", _linear(outputs=1020, num_stages=1)),
-        ("narrow_loads", "bfloat16", _linear(inputs=1023)),
+        ("narrow_loads", "bfloat16", _linear(inputs=1023, BLOCK_K=64)),
         ("specialization", "bfloat16", _by_descriptors(specialized=True, num_warps=8)),
         ("scratch_memory", "bfloat16", _by_descriptors(allocates=False)),
         ("fusion", "bfloat16", _flattened(invariant=False)),
