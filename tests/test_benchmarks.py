@@ -16,6 +16,7 @@ RECORDS = ROOT / "perf" / "results" / "pytest-benchmark"
 
 def pytest_perf(*arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # pytest-benchmark measures nothing in a worker
     quick = ["--benchmark-max-time=0.01", "--benchmark-min-rounds=2", "--benchmark-warmup=off"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *quick, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
