@@ -173,8 +173,9 @@ with tlazy.backend("triton"):
 
 def test_importing_tlazy_is_quick_and_brings_in_no_tool():
     done = python(
-        "import time, sys, torch, triton; start = time.process_time(); import tlazy\n"
-        "assert time.process_time() - start < 0.3, time.process_time() - start\n"
+        "from time import process_time as now; start = now(); import sys, torch, triton\n"
+        "before = now(); import tlazy; share = (now() - before) / (before - start)\n"
+        "assert share < 0.15, share\n"  # of a busy machine both are slower alike
         "loaded = {'rich', 'typer', 'matplotlib', 'sktime', 'torch._dynamo'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )
