@@ -177,14 +177,14 @@ def test_its_gradients_are_the_adjoint_convolution_and_that_ones_weight_gradient
 def test_without_bias_it_is_bitwise_that_convolutions_input_gradient(case, dtype, device):
     x, weight, _ = case.operands(dtype, device)
     samples, padding = checks.adjoint_conv1d(case.out_length, case.padding, case.output_padding)
+    if samples != case.out_length:
+        # Rows then have other places in their tiles, on which NumPy's rounding of a product in the
+        # interpreter depends: whole numbers need none.
+        x, weight = x.round(), weight.round()
     y = conv_transpose1d_forward(x, weight, None, *case.settings, config=SMALL)[0]
     settings = (case.stride, padding, case.dilation, case.groups)
     dx = conv1d_grad_input(x, weight, samples, *settings, config=SMALL)
-    if device == "cpu" and samples != case.out_length:
-        # In the interpreter NumPy multiplies, whose rounding depends on a row's place in its tile.
-        torch.testing.assert_close(y[:, :, :samples], dx)
-    else:
-        assert torch.equal(bits(y[:, :, :samples]), bits(dx))
+    assert torch.equal(bits(y[:, :, :samples]), bits(dx))
     assert (y[:, :, samples:] == 0).all()
 
 
