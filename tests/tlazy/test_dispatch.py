@@ -172,11 +172,15 @@ with tlazy.backend("triton"):
 
 
 def test_importing_tlazy_is_quick_and_brings_in_no_tool():
-    done = python(
-        "from time import process_time as now; start = now(); import sys, torch, triton\n"
-        "before = now(); import tlazy; share = (now() - before) / (before - start)\n"
-        "assert share < 0.15, share\n"  # of a busy machine both are slower alike
-        "loaded = {'rich', 'typer', 'matplotlib', 'sktime', 'torch._dynamo'} & set(sys.modules)\n"
-        "assert not loaded, loaded"
-    )
-    assert done.returncode == 0, done.stderr
+    # Of a busy machine both imports are slower, but not always alike: the least share counts.
+    done = [
+        python(
+            "from time import process_time as now; start = now(); import sys, torch, triton\n"
+            "before = now(); import tlazy; print((now() - before) / (before - start))\n"
+            "loaded = {'rich', 'typer', 'matplotlib', 'sktime', 'torch._dynamo'} & set(sys.modules)\n"
+            "assert not loaded, loaded"
+        )
+        for _ in range(3)
+    ]
+    assert [one.returncode for one in done] == [0, 0, 0], done[0].stderr
+    assert min(float(one.stdout) for one in done) < 0.15
