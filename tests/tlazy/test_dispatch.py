@@ -177,7 +177,8 @@ def test_importing_tlazy_is_quick_and_brings_in_no_tool():
         python(
             "from time import process_time as now; start = now(); import sys, torch, triton\n"
             "before = now(); import tlazy; print((now() - before) / (before - start))\n"
-            "loaded = {'rich', 'typer', 'matplotlib', 'sktime', 'torch._dynamo'} & set(sys.modules)\n"
+            "tools = {'rich', 'typer', 'matplotlib', 'sktime', 'torch._dynamo'}\n"
+            "loaded = tools & set(sys.modules)\n"
             "assert not loaded, loaded"
         )
         for _ in range(3)
