@@ -7,7 +7,7 @@ costs convolutions of a few samples, and the series is not copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,36 +17,58 @@ from tlazy_kernels.layouts import is_channels_last
 from tlazy_kernels.positions import Geometry
 
 
+class Window(NamedTuple):
+    """A convolution of some samples of the padded series alone, with zeros around them.
+
+    Attributes:
+        outputs: those of the whole convolution that see any of the samples, and perhaps one before.
+        geometry: of the convolution that gives the samples' part of these outputs.
+    """
+
+    outputs: slice
+    geometry: Geometry
+
+
 class Border(NamedTuple):
     """One side's padding.
 
     Attributes:
         right: whether it follows the series.
         samples: that it has, at least 1.
-        outputs: those that see any of it, and perhaps one before.
-        geometry: of the convolution of the padding alone that adds to them.
+        source: the samples of the series that it is made of.
+        window: of the padding.
     """
 
     right: bool
     samples: int
-    outputs: slice
-    geometry: Geometry
+    source: slice
+    window: Window
 
 
-def borders(length: int, taps: int, geometry: Geometry) -> Iterator[Border]:
-    """The sides of a series of `length` samples whose padding reaches outputs."""
+def window(start: int, stop: int, length: int, taps: int, geometry: Geometry) -> Window | None:
+    """That of samples [start, stop) of a series of `length`, counted from its first (the padding's
+    before it are negative); None where no output sees them."""
     stride, (left, right), dilation, _ = geometry
+    start, stop = start + left, stop + left
     reach = dilation * (taps - 1) + 1
     out_length = (left + length + right - reach) // stride + 1
-    if left:
-        last = min(-(-left // stride), out_length)
-        zeros = 0, max(0, (last - 1) * stride + reach - left)
-        yield Border(False, left, slice(0, last), geometry._replace(padding=zeros))
-    # The first output that reaches the padding; none that begins behind the padding's first sample.
-    first = min(max(0, -(-(left + length - reach + 1) // stride)), (left + length) // stride)
-    if right and first < out_length:
-        zeros = left + length - first * stride, 0
-        yield Border(True, right, slice(first, out_length), geometry._replace(padding=zeros))
+    # The first that reaches the samples; none that begins behind the first of them.
+    first = min(max(0, -(-(start - reach + 1) // stride)), start // stride)
+    last = min(out_length - 1, (stop - 1) // stride)
+    if start >= stop or last < first:
+        return None
+    zeros = start - first * stride, max(0, last * stride + reach - stop)
+    return Window(slice(first, last + 1), geometry._replace(padding=zeros))
+
+
+def borders(length: int, taps: int, geometry: Geometry, mode: str) -> Iterator[Border]:
+    """The sides of a series of `length` samples whose padding reaches outputs."""
+    left, right = geometry.padding
+    for is_right, start, stop in ((False, -left, 0), (True, length, length + right)):
+        found = window(start, stop, length, taps, geometry)
+        if found is not None:
+            source = _source(length, is_right, stop - start, mode)
+            yield Border(is_right, stop - start, source, found)
 
 
 def border_inputs(
@@ -54,10 +76,11 @@ def border_inputs(
 ) -> Iterator[tuple[Tensor, slice]]:
     """What the outputs at the borders read of padded x (N, C, L), copied in its layout; which."""
     stride, dilation = geometry.stride, geometry.dilation
-    for border in borders(x.shape[2], taps, geometry):
-        start = border.outputs.start * stride
-        stop = (border.outputs.stop - 1) * stride + dilation * (taps - 1) + 1
-        yield _padded(x, geometry.padding, mode, start, stop), border.outputs
+    for border in borders(x.shape[2], taps, geometry, mode):
+        outputs = border.window.outputs
+        start = outputs.start * stride
+        stop = (outputs.stop - 1) * stride + dilation * (taps - 1) + 1
+        yield _padded(x, geometry.padding, mode, start, stop), outputs
 
 
 def padding_samples(x: Tensor, right: bool, samples: int, mode: str) -> Tensor:
@@ -66,14 +89,20 @@ def padding_samples(x: Tensor, right: bool, samples: int, mode: str) -> Tensor:
     return source.flip(2) if mode == "reflect" else source.expand(-1, -1, samples)
 
 
-def add_to_sources(grad_x: Tensor, grad_padding: Tensor, border: Border, mode: str) -> None:
-    """Add the gradient of one side's padding to that of the samples it is made of."""
-    source = _source(grad_x.shape[2], border.right, border.samples, mode)
+def by_source(sides: Sequence[Border]) -> list[list[Border]]:
+    """The sides together that are made of some of the same samples."""
+    if len(sides) == 2:
+        (_, _, one, _), (_, _, other, _) = sides
+        if one.start < other.stop and other.start < one.stop:
+            return [[*sides]]
+    return [[side] for side in sides]
+
+
+def grad_of_source(grad_padding: Tensor, mode: str) -> Tensor:
+    """What the gradient of one side's padding adds to that of the samples it is made of."""
     if mode == "reflect":
-        grad_padding = grad_padding.flip(2)
-    elif mode == "replicate":
-        grad_padding = grad_padding.sum(2, keepdim=True)
-    grad_x[:, :, source] += grad_padding
+        return grad_padding.flip(2)
+    return grad_padding.sum(2, keepdim=True) if mode == "replicate" else grad_padding
 
 
 def _source(length: int, right: bool, samples: int, mode: str) -> slice:

@@ -23,7 +23,15 @@ import torch
 from torch import Tensor
 
 from tlazy_kernels import checks, depthwise, layouts
-from tlazy_kernels.borders import add_to_sources, border_inputs, borders, padding_samples
+from tlazy_kernels.borders import (
+    Window,
+    border_inputs,
+    borders,
+    by_source,
+    grad_of_source,
+    padding_samples,
+    window,
+)
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d_filters import groups_together, shares_tiles
 from tlazy_kernels.conv1d_gather import gather_step
@@ -132,11 +140,38 @@ def conv1d_grad_input(
     launch = depthwise.convolve if weight.shape[1] == 1 else convolve
     launch(grad, weight, out, geometry, transposed=True, config=config)
     if padding_mode != "zeros":
-        for border in borders(input_length, weight.shape[2], geometry):
-            g = grad[:, :, border.outputs]
-            part = conv1d_grad_input(g, weight, border.samples, *border.geometry, config=config)
-            add_to_sources(out, part, border, padding_mode)
+        _grad_sources(grad, weight, out, geometry, padding_mode, config)
     return out
+
+
+def _grad_sources(
+    grad: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    geometry: Geometry,
+    mode: str,
+    config: TileConfig | None,
+) -> None:
+    """Fill in the gradients, in out, of samples that padding is made of: summed in fp32."""
+    convolution = depthwise.convolve if weight.shape[1] == 1 else convolve
+    length, taps = out.shape[2], weight.shape[2]
+
+    def of(found: Window | None, samples: int) -> Tensor:
+        part = torch.empty_like(out[:, :, :1].expand(-1, -1, samples), dtype=torch.float32)
+        if found is None:
+            return part.zero_()
+        g = grad[:, :, found.outputs]
+        convolution(g, weight, part, found.geometry, transposed=True, config=config)
+        return part
+
+    for sides in by_source([*borders(length, taps, geometry, mode)]):
+        start = min(side.source.start for side in sides)
+        stop = max(side.source.stop for side in sides)
+        total = of(window(start, stop, length, taps, geometry), stop - start)
+        for side in sides:
+            place = slice(side.source.start - start, side.source.stop - start)
+            total[:, :, place] += grad_of_source(of(side.window, side.samples), mode)
+        out[:, :, start:stop] = total
 
 
 def conv1d_grad_weight(
@@ -171,13 +206,14 @@ def conv1d_grad_weight(
     check_device(grad)
     geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
     launch = depthwise.correlate if shape[1] == 1 else correlate
-    found = launch(grad, x, shape, geometry, config=config)
-    if padding_mode != "zeros":
-        for border in borders(x.shape[2], kernel_size, geometry):
-            g = grad[:, :, border.outputs]
-            samples = padding_samples(x, border.right, border.samples, padding_mode)
-            found += conv1d_grad_weight(g, samples, kernel_size, *border.geometry, config=config)
-    return found
+    if padding_mode == "zeros":
+        return launch(grad, x, shape, geometry, config=config)
+    total = launch(grad, x, shape, geometry, dtype=torch.float32, config=config)
+    for side in borders(x.shape[2], kernel_size, geometry, padding_mode):
+        g = grad[:, :, side.window.outputs]
+        read = padding_samples(x, side.right, side.samples, padding_mode)
+        total += launch(g, read, shape, side.window.geometry, dtype=torch.float32, config=config)
+    return total.to(grad.dtype)
 
 
 def convolve(

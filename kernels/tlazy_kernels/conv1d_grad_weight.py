@@ -197,12 +197,20 @@ def correlate(
     shape: tuple[int, int, int],
     geometry: Geometry,
     *,
+    dtype: torch.dtype | None = None,
     config: TileConfig | None = None,
 ) -> Tensor:
-    """The weight gradient, of `shape` (C_out, C_in / groups, K)."""
-    (out,) = launch(_plan, (grad, x), shape, geometry, dot_precision(grad.dtype, "conv"), config)
+    """The weight gradient, of `shape` (C_out, C_in / groups, K), in `dtype`, by default grad's."""
+    precision, dtype = dot_precision(grad.dtype, "conv"), dtype or grad.dtype
+    (out,) = launch(_plan_in, (grad, x), dtype, shape, geometry, precision, config)
     assert out is not None
     return out
+
+
+def _plan_in(
+    target: Target, grad: Tensor, x: Tensor, dtype: torch.dtype, *settings: Any
+) -> Plan:
+    return _plan(target, grad, x, *settings).in_dtype(dtype)
 
 
 def _plan(

@@ -112,14 +112,31 @@ def correlate(
     shape: tuple[int, int, int],
     geometry: Geometry,
     *,
+    dtype: torch.dtype | None = None,
     config: TileConfig | None = None,
 ) -> Tensor:
-    """The weight gradient, of `shape` (C_out, 1, K), summed in splits whose order is fixed."""
+    """The weight gradient, of `shape` (C_out, 1, K) and `dtype`, by default that of `grad`.
+
+    It is summed in splits whose order is fixed.
+    """
     inputs = (grad, None, x, None, None)
-    precision = dot_precision(x.dtype, "conv")
-    (found,) = launch(_plan_correlate, inputs, shape, geometry, precision, config)
+    precision, dtype = dot_precision(x.dtype, "conv"), dtype or grad.dtype
+    (found,) = launch(_plan_correlate_in, inputs, dtype, shape, geometry, precision, config)
     assert found is not None
     return found
+
+
+def _plan_correlate_in(
+    target: Target,
+    grad: Tensor,
+    saved: None,
+    x: Tensor,
+    weight: None,
+    grad_x: None,
+    dtype: torch.dtype,
+    *settings: Any,
+) -> Plan:
+    return _plan_correlate(target, grad, saved, x, weight, grad_x, *settings).in_dtype(dtype)
 
 
 def _plan_correlate(

@@ -126,6 +126,14 @@ class Plan(NamedTuple):
     steps: tuple[Step, ...]
     outputs: tuple[int | None, ...]
 
+    def in_dtype(self, dtype: torch.dtype) -> Plan:
+        """The same with outputs of `dtype`: kernels round to that of the tensor they fill."""
+        buffers = [
+            buffer._replace(dtype=dtype) if i in self.outputs else buffer
+            for i, buffer in enumerate(self.buffers)
+        ]
+        return self._replace(buffers=tuple(buffers))
+
 
 Planner = Callable[..., Plan]
 

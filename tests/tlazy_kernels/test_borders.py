@@ -87,13 +87,14 @@ def test_a_border_has_all_outputs_that_see_the_padding(length, taps, dilation, p
         pytest.skip("no output")
     read = [{i * stride + k * dilation for k in range(taps)} for i in range(count)]
     sides = {False: set(range(left)), True: set(range(left + length, left + length + right))}
-    found = {b.right: b for b in borders(length, taps, Geometry(stride, padding, dilation, 1))}
+    geometry = Geometry(stride, padding, dilation, 1)
+    found = {b.right: b for b in borders(length, taps, geometry, "replicate")}
     for side, positions in sides.items():
         seeing = {i for i in range(count) if read[i] & positions}
-        chosen = set(range(count)[found[side].outputs]) if side in found else set()
+        chosen = set(range(count)[found[side].window.outputs]) if side in found else set()
         assert seeing <= chosen
         if side in found:
-            zeros, samples = found[side].geometry.padding, found[side].samples
+            zeros, samples = found[side].window.geometry.padding, found[side].samples
             assert min(zeros) >= 0
             outputs = (sum(zeros) + samples - dilation * (taps - 1) - 1) // stride + 1
             assert outputs == len(chosen)
