@@ -106,13 +106,14 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
 def fill(model: torch.nn.Module, path: str | os.PathLike[str], staging: Staging | None) -> None:
     """Check the file at `path`, commit the lazy modules that `staging` holds, and copy."""
     with ExitStack() as stack:
-        stored = _aliased(_opened(path, stack), model)
-        _check_keys(model, path, stored)
+        wanted = _tensors(model)
+        stored = _aliased(_opened(path, stack), wanted)
+        _check_keys(model, wanted, path, stored)
         if staging is None:
             staging = stage_state_dict(model, stored) or Staging()
-        _check_shapes(model, path, stored, staging)
+        _check_shapes(wanted, path, stored, staging)
         with torch.inference_mode(False):  # what takes a lazy parameter's place has to train
-            state = _state(model, stored, staging)
+            state = _state(wanted, stored, staging)
         load = functools.partial(model.load_state_dict, strict=False)
         load_all_or_nothing(model, staging, state, "", assign=True, load=load)
 
@@ -217,7 +218,9 @@ def _safe_open(path: Path) -> Iterator[Any]:
         raise SafetensorError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def _aliased(opened: tuple[dict[str, _Stored], Any], model: torch.nn.Module) -> dict[str, _Stored]:
+def _aliased(
+    opened: tuple[dict[str, _Stored], Any], wanted: Mapping[str, Tensor]
+) -> dict[str, _Stored]:
     """With the names in the model: of tensors that shared memory only one is in the file."""
     stored, metadata = opened
     aliases = {
@@ -225,17 +228,16 @@ def _aliased(opened: tuple[dict[str, _Stored], Any], model: torch.nn.Module) -> 
         for alias, name in (metadata or {}).items()
         if name in stored and alias not in stored
     }
-    wanted = _tensors(model) if aliases else {}
     return {**stored, **{alias: aliases[alias] for alias in wanted if alias in aliases}}
 
 
 def _state(
-    model: torch.nn.Module, stored: Mapping[str, _Stored], staging: Staging
+    wanted: Mapping[str, Tensor], stored: Mapping[str, _Stored], staging: Staging
 ) -> dict[str, Tensor]:
     """The values for the model's tensors, mapped where nothing has to be converted."""
     state = {}
     mapped: dict[int, Any] = {}  # by what is stored: two tensors must not share its memory
-    for name, tensor in _tensors(model).items():
+    for name, tensor in wanted.items():
         if name not in stored:
             continue
         if is_sharded(tensor):
@@ -253,8 +255,9 @@ def _state(
     return state
 
 
-def _check_keys(model: torch.nn.Module, path: Any, shapes: Mapping[str, Any]) -> None:
-    wanted = _tensors(model)
+def _check_keys(
+    model: torch.nn.Module, wanted: Mapping[str, Tensor], path: Any, shapes: Mapping[str, Any]
+) -> None:
     present = {_memory(tensor) for name, tensor in wanted.items() if name in shapes}
     missing = [
         name
@@ -279,9 +282,9 @@ def _memory(tensor: Tensor) -> Any:
 
 
 def _check_shapes(
-    model: torch.nn.Module, path: Any, shapes: Mapping[str, Any], staging: Staging | None
+    wanted: Mapping[str, Tensor], path: Any, shapes: Mapping[str, Any], staging: Staging | None
 ) -> None:
-    for name, tensor in _tensors(model).items():
+    for name, tensor in wanted.items():
         value = staging.planned(tensor) if staging and is_lazy(tensor) else tensor
         if name not in shapes:
             continue

@@ -83,8 +83,20 @@ def _same_modes() -> Callable[[], None]:
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """Leave inference mode and autograd too: what is made here has to last."""
+    if _is_plain():  # inside of another such block, which puts the modes back at its end
+        yield
+        return
     with no_modes(), torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def _is_plain() -> bool:
+    return not (
+        torch.is_grad_enabled()
+        or torch.is_inference_mode_enabled()
+        or dispatch._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack()
+    )
 
 
 @contextmanager

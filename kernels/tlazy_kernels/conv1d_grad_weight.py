@@ -207,9 +207,7 @@ def correlate(
     return out
 
 
-def _plan_in(
-    target: Target, grad: Tensor, x: Tensor, dtype: torch.dtype, *settings: Any
-) -> Plan:
+def _plan_in(target: Target, grad: Tensor, x: Tensor, dtype: torch.dtype, *settings: Any) -> Plan:
     return _plan(target, grad, x, *settings).in_dtype(dtype)
 
 

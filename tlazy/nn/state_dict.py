@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from tlazy.isolation import plain_torch
 from tlazy.nn.commit import all_or_nothing
 from tlazy.nn.pending import pending_modules
 from tlazy.nn.staging import Staging
@@ -31,22 +32,37 @@ def stage_state_dict(
         RuntimeError: where a shape contradicts a constructor: key, expected and found shape.
     """
     staging = None
-    for path, module in pending_modules(root).items():
-        start = f"{prefix}{path}." if path else prefix
-        names = (*module._parameters, *module._buffers)
-        found = {
-            name: tuple(shapes[start + name].shape)
-            for name in names
-            if start + name in shapes and not is_lazy(shapes[start + name])
-        }
-        if not found:
-            continue
-        example = _example(module, start, found)
-        _check_against_constructor(module, start, found, example)
-        missing = [name for name in _lazy_names(module) if name not in found]
-        staging = staging or Staging()
-        staging.add(module, (example,), {}, initialize=bool(missing))
+    with plain_torch():
+        for path, module in pending_modules(root).items():
+            start = f"{prefix}{path}." if path else prefix
+            found = {
+                name: tuple(shapes[start + name].shape)
+                for name in (*module._parameters, *module._buffers)
+                if start + name in shapes and not is_lazy(shapes[start + name])
+            }
+            if found:
+                staging = staging or Staging()
+                _stage(staging, module, start, found)
     return staging
+
+
+def _stage(
+    staging: Staging, module: torch.nn.Module, start: str, found: Mapping[str, tuple[int, ...]]
+) -> None:
+    example = _example(module, start, found)
+    tensors: dict[str, Any] = {**module._parameters, **module._buffers}
+    lazy = {name: tensor for name, tensor in tensors.items() if is_lazy(tensor)}
+    whole = lazy.keys() <= found.keys()
+    # Of a tensor in the checkpoint nothing is allocated before its shape is found to be right.
+    meta = staging if whole else Staging(device="meta")
+    twin = meta.add(module, (example,), {}, initialize=False, on_meta=True)
+    _check_against_constructor(module, start, {n: found[n] for n in lazy if n in found}, twin)
+    if whole:
+        for name, tensor in lazy.items():
+            device, dtype = staging.target(tensor)
+            staging.give(tensor, torch.empty(found[name], device=device, dtype=dtype))
+    else:
+        staging.add(module, (example,), {})
 
 
 def load_all_or_nothing(
@@ -125,18 +141,15 @@ def _sizes_overflow(error: Exception) -> bool:
 
 
 def _check_against_constructor(
-    module: torch.nn.Module, start: str, found: Mapping[str, tuple[int, ...]], example: Tensor
+    module: torch.nn.Module, start: str, found: Mapping[str, tuple[int, ...]], twin: torch.nn.Module
 ) -> None:
-    """Compare the checkpoint's shapes with those that its own input width would give."""
-    probe = Staging(device="meta")
-    twin = probe.add(module, (example,), {}, initialize=False)
-    expected = {**twin._parameters, **twin._buffers}
-    for name in _lazy_names(module):
-        shape = tuple(expected[name].shape)  # type: ignore[union-attr]
-        if name in found and found[name] != shape:
+    """Compare the checkpoint's shapes with those that its own input width has given `twin`."""
+    expected: dict[str, Any] = {**twin._parameters, **twin._buffers}
+    for name, shape in found.items():
+        if tuple(expected[name].shape) != shape:
             raise RuntimeError(
-                f"size mismatch for {start}{name}: the checkpoint holds {found[name]}, "
-                f"but {module} takes {shape}"
+                f"size mismatch for {start}{name}: the checkpoint holds {shape}, "
+                f"but {module} takes {tuple(expected[name].shape)}"
             )
 
 
@@ -165,8 +178,3 @@ def input_for(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
             "input_for(shapes), or call tlazy.materialize(model, example_input) before loading"
         )
     return torch.empty(sizes, device="meta")
-
-
-def _lazy_names(module: torch.nn.Module) -> list[str]:
-    tensors: dict[str, Any] = {**module._parameters, **module._buffers}
-    return [name for name, tensor in tensors.items() if is_lazy(tensor)]
