@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -26,17 +27,30 @@ from torch.utils.flop_counter import register_flop_formula
 from tlazy_kernels import checks, layouts, reference
 from tlazy_kernels.environment import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES
 
-if HAS_TRITON:
-    from tlazy_kernels import conv1d, conv_transpose1d, depthwise, epilogue, linear
-else:  # the operators exist all the same; every one of them is its twin
-    epilogue = conv1d = conv_transpose1d = depthwise = linear = reference  # type: ignore[misc]
-
 LIBRARY = torch.library.Library("tlazy", "DEF")
 _CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
 
 # What runs an operator on CUDA and on the CPU, by the operator.
 _implementations: dict[Any, tuple[Callable, Callable]] = {}
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _launcher(module: str, name: str) -> Callable:
+    """``tlazy_kernels.<module>.<name>``, imported at its first call: declaring kernels takes more
+    time than all else that ``import tlazy`` does.
+
+    Without Triton the operators exist all the same, and every one of them is its twin.
+    """
+    if not HAS_TRITON:
+        return getattr(reference, name)
+    found: list[Callable] = []
+
+    def launch(*args: Any, **options: Any) -> Any:
+        if not found:
+            found.append(getattr(import_module(f"tlazy_kernels.{module}"), name))
+        return found[0](*args, **options)
+
+    return launch
 
 
 def _register(
@@ -352,28 +366,28 @@ def _conv1d_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: A
 _register(
     "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias)"
     " -> (Tensor g, Tensor grad_bias)",
-    _epilogue_backward(epilogue.epilogue_backward),
+    _epilogue_backward(_launcher("epilogue", "epilogue_backward")),
     _epilogue_backward(reference.epilogue_backward),
     _fake_epilogue_backward,
 )
 _register(
     "linear_forward(Tensor x, Tensor weight, Tensor? bias, str? activation,"
     " bool save_preactivation) -> (Tensor y, Tensor preactivation)",
-    _linear_forward(linear.linear_forward),
+    _linear_forward(_launcher("linear", "linear_forward")),
     _linear_forward(reference.linear_forward),
     _fake_linear_forward,
     _linear_flops,
 )
 _register(
     "linear_grad_input(Tensor grad, Tensor weight) -> Tensor",
-    linear.linear_grad_input,
+    _launcher("linear", "linear_grad_input"),
     reference.linear_grad_input,
     lambda grad, weight: grad.new_empty(grad.shape[0], weight.shape[1]),
     _linear_flops,
 )
 _register(
     "linear_grad_weight(Tensor grad, Tensor x) -> Tensor",
-    linear.linear_grad_weight,
+    _launcher("linear", "linear_grad_weight"),
     reference.linear_grad_weight,
     lambda grad, x: grad.new_empty(grad.shape[1], x.shape[1]),
     lambda grad, x, out_shape: 2 * grad[0] * math.prod(out_shape),
@@ -382,7 +396,7 @@ _register(
     f"conv1d_forward(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}, str padding_mode,"
     " str? activation, bool save_preactivation, bool? channels_last=None)"
     " -> (Tensor y, Tensor preactivation)",
-    _conv1d_forward(conv1d.conv1d_forward),
+    _conv1d_forward(_launcher("conv1d", "conv1d_forward")),
     _conv1d_forward(reference.conv1d_forward),
     _fake_conv1d_forward,
     _conv1d_flops,
@@ -390,7 +404,7 @@ _register(
 _register(
     f"conv1d_grad_input(Tensor grad, Tensor weight, SymInt input_length, {_CONVOLUTION},"
     " str padding_mode, bool? channels_last=None) -> Tensor",
-    _conv1d_grad_input(conv1d.conv1d_grad_input),
+    _conv1d_grad_input(_launcher("conv1d", "conv1d_grad_input")),
     _conv1d_grad_input(reference.conv1d_grad_input),
     _fake_conv1d_grad_input,
     lambda grad, weight, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(weight),
@@ -398,7 +412,7 @@ _register(
 _register(
     f"conv1d_grad_weight(Tensor grad, Tensor x, int kernel_size, {_CONVOLUTION},"
     " str padding_mode) -> Tensor",
-    conv1d.conv1d_grad_weight,
+    _launcher("conv1d", "conv1d_grad_weight"),
     reference.conv1d_grad_weight,
     _fake_conv1d_grad_weight,
     lambda grad, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(out_shape),
@@ -407,7 +421,7 @@ _register(
     "depthwise_backward(Tensor grad, Tensor? saved, Tensor? x, Tensor? weight,"
     f" SymInt input_length, int kernel_size, {_CONVOLUTION}, str? activation, bool[3] needs,"
     " bool? channels_last=None) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
-    _depthwise_backward(depthwise.depthwise_backward),
+    _depthwise_backward(_launcher("depthwise", "depthwise_backward")),
     _depthwise_backward(reference.depthwise_backward),
     _fake_depthwise_backward,
     _depthwise_backward_flops,
@@ -416,7 +430,7 @@ _register(
     "conv_transpose1d_forward(Tensor x, Tensor weight, Tensor? bias, int stride, int padding,"
     " int output_padding, int dilation, int groups, str? activation, bool save_preactivation)"
     " -> (Tensor y, Tensor preactivation)",
-    _conv_transpose1d_forward(conv_transpose1d.conv_transpose1d_forward),
+    _conv_transpose1d_forward(_launcher("conv_transpose1d", "conv_transpose1d_forward")),
     _conv_transpose1d_forward(reference.conv_transpose1d_forward),
     _fake_conv_transpose1d_forward,
     lambda x, weight, *_, out_shape: 2 * x[0] * x[2] * math.prod(weight),

@@ -177,11 +177,11 @@ def test_importing_tlazy_is_quick_and_brings_in_no_tool():
         python(
             "from time import process_time as now; start = now(); import sys, torch, triton\n"
             "before = now(); import tlazy; print((now() - before) / (before - start))\n"
-            "tools = {'rich', 'typer', 'matplotlib', 'sktime', 'torch._dynamo'}\n"
-            "loaded = tools & set(sys.modules)\n"
+            "idle = {'rich', 'typer', 'matplotlib', 'torch._dynamo', 'tlazy_kernels.launch'}\n"
+            "loaded = idle & set(sys.modules)\n"
             "assert not loaded, loaded"
         )
         for _ in range(3)
     ]
     assert [one.returncode for one in done] == [0, 0, 0], done[0].stderr
-    assert min(float(one.stdout) for one in done) < 0.15
+    assert min(float(one.stdout) for one in done) < 0.08  # 0.1 s of the 2 s that torch takes
