@@ -473,4 +473,29 @@ MUTANTS = [
         "last = tl.minimum(first + rows_per_split, rows)",
         "last = tl.minimum(first + rows_per_split + 1, rows)",
     ),
+    Mutant(
+        "first output beside the padding left out",
+        "borders",
+        "first = min(max(0, -(-(start - reach + 1) // stride)), start // stride)",
+        "first = min(max(0, -(-(start - reach + 2) // stride)), start // stride)",
+    ),
+    Mutant(
+        "reflected padding from one sample further",
+        "borders",
+        "else slice(1, samples + 1)",
+        "else slice(0, samples)",
+    ),
+    Mutant(
+        "sources that share samples summed apart",
+        "borders",
+        "if one.start < other.stop and other.start < one.stop:",
+        "if one.start < other.start and other.start < one.stop:",
+    ),
+    Mutant(
+        "sample's own gradient forgotten beside the padding's",
+        "conv1d",
+        "total[:, :, place] += grad_of_source",
+        "total[:, :, place] = grad_of_source",
+        tested_by="borders",
+    ),
 ]

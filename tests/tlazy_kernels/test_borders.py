@@ -38,11 +38,12 @@ LAYOUTS = {"channels first": torch.Tensor.contiguous, "channels last": channels_
 mode_by_mode = pytest.mark.parametrize("mode", MODES)
 
 
-# Each case in both layouts.
+# Each case in both layouts and two modes, in turn.
 TURNS = [
     pytest.param(case, mode, layout, id=f"{case} {mode} {layout}")
-    for case, layouts in zip(CASES, itertools.cycle([[*LAYOUTS] * 2, [*LAYOUTS][::-1] * 2]))
-    for mode, layout in zip(MODES, layouts, strict=False)
+    for (case, layout), mode in zip(
+        itertools.product(CASES, LAYOUTS), itertools.cycle(MODES), strict=False
+    )
 ]
 
 

@@ -6,11 +6,12 @@ New memory is full of NaN in all of these tests, so that an element left unwritt
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from tests.tlazy_kernels.test_activations import saved_for
 from tlazy_kernels import configs, epilogue, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
+from tlazy_kernels.depthwise import depthwise_backward
 from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -119,6 +121,52 @@ def test_conv1d_agrees(
     grad = spread(grad if case.depthwise else with_specials(grad, places), **layout)
     operands = x, spread(weight, **layout), bias if with_bias else None, grad
     assert_all_agree(case, operands, tile, activation)
+
+
+@searched
+@given(
+    data=st.data(),
+    layout=layouts(3),
+    mode=st.sampled_from(["reflect", "replicate", "circular"]),
+    depthwise=st.booleans(),
+    tile=tiles,
+)
+def test_padding_of_samples_agrees(search, data, layout, mode, depthwise, tile, dtype, device):
+    case = data.draw(convolutions(depthwise=depthwise))
+    most = case.length - (mode == "reflect")  # as far as padding by samples can reach
+    left, right = case.padding
+    case = replace(case, padding=(min(left, most), min(right, most)))
+    assume(case.out_length > 0)
+    x, weight, bias, grad = case.operands(dtype, device)
+    x, grad = spread(x, **layout), spread(grad, **layout)
+    settings = (*case.settings, mode)
+    assert_agrees(conv1d_forward, x, weight, bias, *settings, config=tile)
+    assert_agrees(conv1d_grad_input, grad, weight, case.length, *settings, config=tile)
+    assert_agrees(conv1d_grad_weight, grad, x, case.taps, *settings, config=tile)
+
+
+@searched
+@given(
+    data=st.data(),
+    lies=layouts(3),
+    x_lies=layouts(3),
+    activation=st.sampled_from([None, "relu"]),  # others' separate passes round dL/dz between them
+    needs=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    tile=tiles,
+    places=specials,
+)
+def test_all_gradients_of_a_depthwise_convolution_agree(
+    search, data, lies, x_lies, activation, needs, tile, places, dtype, device
+):
+    case = data.draw(convolutions(depthwise=True))
+    x, weight, _, grad = case.operands(dtype, device)
+    saved = saved_for(activation, random(*grad.shape, dtype=dtype, device=device, seed=9))
+    saved = None if saved is None else spread(saved, **lies)
+    x = spread(with_specials(x, places) if needs[1] else x, **x_lies)
+    tensors = spread(grad, **lies), saved, x if needs[1] else None, weight if needs[0] else None
+    sizes = (case.length, case.taps, *case.settings)
+    settings = {"activation": activation, "needs": needs, "config": tile}
+    assert_agrees(depthwise_backward, *tensors, *sizes, **settings)
 
 
 @searched
