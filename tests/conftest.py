@@ -50,6 +50,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for module in ("triton.runtime.interpreter", "numpy"):
         config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{module}")
     config.addinivalue_line("markers", "compiles: compiles offline, where the kernels are not run")
+    config.addinivalue_line("markers", "xdist_group: in one process, for what is made once in each")
+    if getattr(config.option, "dist", None) == "load":  # of pytest -n, which ignores groups else
+        config.option.dist = "loadgroup"
+    if hasattr(config, "workerinput"):  # in its processes
+        config.option.loadgroup = True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

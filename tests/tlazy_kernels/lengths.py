@@ -33,9 +33,9 @@ LAYERS: dict[str, tuple[tuple[int, int, int], int, int]] = {
 
 
 def lengths() -> list[int]:
-    """Of recordings: 200, each as likely to lie in one octave as in another."""
+    """Of recordings: 80, each as likely to lie in one octave as in another."""
     numbers = random.Random(0)
-    return sorted({int(2 ** numbers.uniform(10, 18)) for _ in range(200)})
+    return sorted({int(2 ** numbers.uniform(10, 18)) for _ in range(80)})
 
 
 def variant(launch: Launch) -> str:

@@ -47,15 +47,15 @@ def output(process: subprocess.Popen[str]) -> str:
     return printed
 
 
-def inspected(*, thorough: bool, targets: dict[str, tuple[str, ...]]) -> list[Row]:
+def inspected(*options: str, targets: dict[str, tuple[str, ...]]) -> list[Row]:
     """The table of ``python -m tlazy_kernels.inspect``; two processes, because most is Python."""
     with tempfile.TemporaryDirectory() as folder:
         files, processes = [], []
         for dtypes in sorted(set(targets.values())):
             files.append(Path(folder) / f"{len(files)}.json")
             chosen = [target for target, own in targets.items() if own == dtypes]
-            options = ["--target", *chosen, "--dtype", *dtypes, *["--thorough"] * thorough]
-            processes.append(start("tlazy_kernels.inspect", *options, "--json", files[-1]))
+            which = ["--target", *chosen, "--dtype", *dtypes, *options]
+            processes.append(start("tlazy_kernels.inspect", *which, "--json", files[-1]))
         for process in processes:
             output(process)
         return [row for file in files for row in table.load(file)]
@@ -63,7 +63,7 @@ def inspected(*, thorough: bool, targets: dict[str, tuple[str, ...]]) -> list[Ro
 
 @cache
 def representative() -> list[Row]:
-    return inspected(thorough=False, targets=REPRESENTATIVE)
+    return inspected(targets=REPRESENTATIVE)
 
 
 @cache

@@ -31,7 +31,7 @@ from tlazy_kernels.offline import Compiled
 from tlazy_kernels.table import text
 from tlazy_kernels.targets import TARGETS
 
-pytestmark = pytest.mark.compiles
+pytestmark = [pytest.mark.compiles, pytest.mark.xdist_group("compiled offline")]
 
 # Every kernel there is, whatever module it stands in.
 KERNELS = {
@@ -96,7 +96,7 @@ def test_what_the_choosers_pick_for_a_grid_of_layers_passes_every_gate(family, t
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_kernel_tile_and_activation_passes_every_gate(target, dtype):
-    rows = inspected(thorough=True, targets={target: (dtype,)})
+    rows = inspected("--thorough", targets={target: (dtype,)})
     assert len(rows) > 90
     assert_sound(rows)
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
-from tests.tlazy_kernels.subprocesses import ROOT, output, representative, start
+from tests.tlazy_kernels.subprocesses import ROOT, inspected, output, start
 from tlazy_kernels import inspect, machine_code, table
+from tlazy_kernels.table import Row
 
-pytestmark = pytest.mark.compiles
+pytestmark = [pytest.mark.compiles, pytest.mark.xdist_group("inspect")]
+
+
+@cache
+def a_few() -> list[Row]:
+    return inspected("--kernel", "linear_forward", targets={"sm_80": ("bfloat16", "float16")})
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -26,7 +33,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_table_has_a_line_for_each_row_with_its_figures():
-    row = replace(representative()[0], name="a name", registers=77, shared=4321, bytes=3_000_000)
+    row = replace(a_few()[0], name="a name", registers=77, shared=4321, bytes=3_000_000)
     header, line = table.text([replace(row, least_bytes=2_000_000)]).splitlines()
     for title, figure in (("regs", "77"), ("shared", "4321"), ("MB", "3.0"), ("x least", "1.50")):
         assert line[header.index(title) :].startswith(figure)
@@ -35,12 +42,12 @@ def test_the_table_has_a_line_for_each_row_with_its_figures():
 
 
 def test_a_saved_table_is_loaded_as_it_was(tmp_path):
-    table.save(representative(), tmp_path / "t.json")
-    assert table.load(tmp_path / "t.json") == representative()
+    table.save(a_few(), tmp_path / "t.json")
+    assert table.load(tmp_path / "t.json") == a_few()
 
 
 def test_differences_name_what_came_what_went_and_what_changed():
-    one, two, three = representative()[:3]
+    one, two, three = a_few()[:3]
     changed = replace(two, registers=two.registers + 5, mix={"local": 2})
     lines = table.differences([one, two], [changed, three])
     assert f"{' '.join(one.key)}: gone" in lines

@@ -14,9 +14,9 @@ import pytest
 from tests.tlazy_kernels.lengths import LAYERS
 from tests.tlazy_kernels.subprocesses import output, start
 
-pytestmark = pytest.mark.compiles
+pytestmark = [pytest.mark.compiles, pytest.mark.xdist_group("lengths")]
 
-# Variants of each kernel over 200 lengths of eight octaves.
+# Variants of each kernel over 80 lengths of eight octaves.
 MOST = {
     "_conv1d_tiled_kernel": 10,  # forward and input gradient: four tiles or fewer, aligned or not
     "_depthwise_time_kernel": 12,  # four widths of a vector, three tiles

@@ -214,7 +214,7 @@ def split_operands(make: Any, dtype: torch.dtype, device: str) -> tuple[Tensor, 
     return tuple(make(*s, dtype=dtype, device=device, seed=i) for i, s in enumerate(shapes))
 
 
-@pytest.mark.parametrize("programs", [1, 3, 1000])
+@pytest.mark.parametrize("programs", [3, 1000])
 def test_exact_sums_are_bitwise_the_same_however_they_are_split(
     programs, dtype, device, monkeypatch
 ):
