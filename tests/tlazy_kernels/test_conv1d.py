@@ -124,6 +124,11 @@ def test_small_groups_share_tiles_and_keep_apart(case, special, dtype, device):
     forward = kernels_of(lambda: conv1d_forward(x, weight, bias, *settings))
     assert forward == {"_block_diagonal_kernel", "_conv1d_tiled_kernel"}
     assert_all_agree(case, (x, weight, bias, grad), None, activation="relu")
+    in_parts = TileConfig(64, 32, 32, num_warps=1)
+    assert subtiles(in_parts) > 1
+    kept = {"activation": "silu", "save_preactivation": True, "config": in_parts}
+    assert_agrees(conv1d_forward, x, weight, bias, *settings, **kept)
+    assert_agrees(conv1d_grad_weight, grad, x, case.taps, *settings, config=in_parts)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -49,6 +49,14 @@ def test_channels_may_lie_side_by_side(case, dtype, device):
     assert_all_agree(case, (channels_last(x), weight, bias, channels_last(grad)), None, "relu")
 
 
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+@pytest.mark.parametrize("lies", [torch.clone, channels_last], ids=["NCL", "NLC"])
+def test_the_preactivation_is_an_output_for_every_setting(case, lies, dtype, device):
+    x, weight, bias, _ = case.operands(dtype, device)
+    kept = {"activation": "gelu", "save_preactivation": True, "config": None}
+    assert_agrees(conv1d_forward, lies(x), weight, bias, *case.settings, **kept)
+
+
 @pytest.mark.parametrize("lies", [torch.clone, channels_last], ids=["NCL", "NLC"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])

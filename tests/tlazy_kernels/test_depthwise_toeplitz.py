@@ -20,6 +20,7 @@ CASES = [
     Convolution(1, 3, 3, 131, 12, padding=(3, 7), groups=3),  # no multiple of a vector
     Convolution(2, 2, 2, 64, 15, padding=(14, 14), dilation=2, groups=2),
     Convolution(1, 2, 2, 80, 100, padding=(60, 60), groups=2),  # kernel longer than the input
+    Convolution(1, 2, 2, 80, 99, padding=(50, 48), groups=2),  # whole vectors, three blocks read
     Convolution(1, 1, 1, 300, 65, padding=(70, 3), dilation=2),  # more padding than it reaches
     Convolution(2, 2, 6, 72, 11, padding=(5, 5), groups=2),  # three filters a channel
     Convolution(70, 1, 1, 16, 10, padding=(9, 0)),  # more samples than a tile has blocks

@@ -170,6 +170,10 @@ def test_a_program_may_walk_several_tiles(specialized, dtype, device, monkeypatc
     assert step.grid[0] < 2 * 3
     assert_agrees(linear_forward, x, weight, bias, activation="gelu", config=config)
     assert_agrees(linear_grad_weight, grad, x, config=config)
+    halves = replace(config, cols=128)
+    assert halves.subtiles == 2
+    kept = {"activation": "gelu", "save_preactivation": True, "config": halves}
+    assert_agrees(linear_forward, x, weight, bias, **kept)
 
 
 def test_specialization_that_would_have_no_effect_is_refused(dtype, device):
