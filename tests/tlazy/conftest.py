@@ -12,3 +12,12 @@ def exact_fp32():
     yield
     for switch, value in zip(switches, before, strict=True):
         switch.fp32_precision = value
+
+
+@pytest.fixture
+def one_thread():
+    """Threads that wait for each other are slow where the machine has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -17,14 +17,7 @@ from tlazy import cli, models
 ROOT = Path(__file__).parents[2]
 FAST = ("--model", "mlp", "--epochs", "2", "--device", "cpu")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where the machine has other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arrays(length=12):
