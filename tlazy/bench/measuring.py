@@ -77,6 +77,32 @@ class Settings:
     notify: Callable[[Problem, Pass], None] = lambda problem, which: None
 
 
+def identity(problem: Problem, which: Pass, peer: str) -> Row:
+    """What a row says of what it measures: the values of ``record.KEY``."""
+    operation = problem.operation
+    return {
+        "suite": problem.suite,
+        "op": operation.op,
+        "problem": problem.name,
+        "shape": operation.shape(),
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "pass": which,
+        "activation": operation.activation,
+        "layout": operation.layout,
+        "peer": peer,
+    }
+
+
+def identities(problems: Iterable[Problem], settings: Settings) -> list[Row]:
+    """What each row will measure, in order."""
+    return [
+        identity(problem, which, peer)
+        for problem in problems
+        for which in problem.passes
+        for peer in settings.peers or default_peers(problem, settings.device)
+    ]
+
+
 def measure(problems: Iterable[Problem], record: Record, settings: Settings) -> bool:
     """Put a row for each problem, pass and peer into `record`.
 
@@ -210,21 +236,12 @@ class _Group:
 
     def _row(self, peer: str) -> Row:
         """A row that says, until it is replaced, that nothing was measured."""
-        problem, operation = self.problem, self.problem.operation
         cost, device = self.cost, self.record.content["machine"]["device"]
         floor = None
         if cost is not None:
             floor = self.record.ceilings.floor(cost, self.precision, device)
         return {
-            "suite": problem.suite,
-            "op": operation.op,
-            "problem": problem.name,
-            "shape": operation.shape(),
-            "dtype": str(problem.dtype).removeprefix("torch."),
-            "pass": self.which,
-            "activation": operation.activation,
-            "layout": operation.layout,
-            "peer": peer,
+            **identity(self.problem, self.which, peer),
             "backend": "",
             "status": "failed",
             "note": UNFINISHED,
