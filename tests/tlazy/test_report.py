@@ -185,7 +185,7 @@ def test_overlapping_spreads_are_no_difference_wherever_they_are_shown(page, tmp
     write_pngs(content, tmp_path)
     said = [text.get_text() for text in drawn[0].axes[0].texts]
     assert {"0.99× no difference", "0.90× slower"} <= set(said)
-    assert "eager: 1 faster, 1 slower, 1 no different" in drawn[0].get_supxlabel()
+    assert "eager: 1 faster, 1 slower, 1 with no difference" in drawn[0].get_supxlabel()
     terminal = Console(file=io.StringIO(), width=200)
     table.show(content, terminal)
     assert re.findall(r"[\d.]+x ?~?", terminal.file.getvalue()) == ["1.30x ", "0.90x ", "0.99x ~"]

@@ -143,7 +143,7 @@ def _tally(found: Sequence[Problem], shown: int) -> str:
     duels = [duel for problem in found for duel in problem.duels]
     parts = [
         f"{score.peer}: {score.faster} faster, {score.slower} slower"
-        + (f", {score.even} no different" if score.even else "")
+        + (f", {score.even} with no difference" if score.even else "")
         + (f", {score.missing} not compared" if score.missing else "")
         for score in scores(duels)
     ]
