@@ -15,7 +15,7 @@ from torch import Tensor
 from tlazy.bench import correctness, machine
 from tlazy.bench.operations import Draw, Operation, Pass, Unsupported, bytes_held
 from tlazy.bench.peers import PEERS, Implementation, default_peers
-from tlazy.bench.record import Record, Row, finite
+from tlazy.bench.record import Record, Row, finite, identity
 from tlazy.bench.suites import Problem
 from tlazy.bench.timing import (
     Call,
@@ -75,22 +75,6 @@ class Settings:
     deadline: float = float("inf")
     timer: Timer | None = None
     notify: Callable[[Problem, Pass], None] = lambda problem, which: None
-
-
-def identity(problem: Problem, which: Pass, peer: str) -> Row:
-    """What a row says of what it measures: the values of ``record.KEY``."""
-    operation = problem.operation
-    return {
-        "suite": problem.suite,
-        "op": operation.op,
-        "problem": problem.name,
-        "shape": operation.shape(),
-        "dtype": str(problem.dtype).removeprefix("torch."),
-        "pass": which,
-        "activation": operation.activation,
-        "layout": operation.layout,
-        "peer": peer,
-    }
 
 
 def identities(problems: Iterable[Problem], settings: Settings) -> list[Row]:

@@ -13,6 +13,8 @@ import torch
 
 from tlazy.bench import machine
 from tlazy.bench.machine import Ceilings
+from tlazy.bench.operations import Pass
+from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 from tlazy.files import replacing
 
@@ -93,6 +95,22 @@ class Record:
                 temporary.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def identity(problem: Problem, which: Pass, peer: str) -> Row:
+    """What a row says of what it measures: the values of KEY."""
+    operation = problem.operation
+    return {
+        "suite": problem.suite,
+        "op": operation.op,
+        "problem": problem.name,
+        "shape": operation.shape(),
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "pass": which,
+        "activation": operation.activation,
+        "layout": operation.layout,
+        "peer": peer,
+    }
 
 
 def key(row: Mapping[str, Any]) -> str:
