@@ -6,7 +6,7 @@ Run it on a quiet machine: that two runs agree there is what the printed spreads
 disagrees where the spreads (20% to 80% quantiles) of its two runs do not overlap and the medians
 are more than 5% apart, which is what ``tlazy bench --compare`` flags.
 
-Exit codes: 0 where all rows agree, 1 where some do not, 2 for bad input.
+Exit codes: 0 where all rows agree, 1 where some do not or none has a time, 2 for bad input.
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ def judge(first: dict[str, Any], second: dict[str, Any]) -> int:
         for one, two in zip(first["rows"], second["rows"], strict=True)
         if one["status"] == two["status"] == "ok"
     )
-    whole = common(first, second)
+    whole = len(common(first, second["rows"]))
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{first['machine']['device']}; load {load}")
     print(f"{whole - len(apart)} of {whole} rows agree; the spreads of {overlapping} overlap")
     for name, why in apart.items():
         print(f"disagrees: {name}: {why}")
-    return DISAGREE if apart else AGREE
+    if not whole:
+        print("nothing was measured, so nothing agrees", file=sys.stderr)
+    return DISAGREE if apart or not whole else AGREE
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from perf import resuming
-from perf.resuming import STARTED
+from perf.outcomes import STARTED, read
 
 ROOT = Path(__file__).parent.parent
 # In order of importance; a file counts where it first appears.
@@ -114,7 +113,7 @@ class _File:
 
     def results(self) -> Iterator[tuple[str, str]]:
         """Each test's outcome and, of those that did not pass, a line that says why."""
-        known = resuming.read(self.outcomes)
+        known = read(self.outcomes)
         if self.out_of_time and known and next(reversed(known.values()))["outcome"] == STARTED:
             known.popitem()  # it did nothing wrong
         for test, event in known.items():

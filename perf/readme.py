@@ -1,6 +1,6 @@
-"""Write the README's performance section from the newest record of each GPU.
+"""Write what the README says of GPUs from the newest record of each: figures, and a first sentence.
 
-    python -m perf.readme            rewrites the section, and draws pictures that a record lacks
+    python -m perf.readme            rewrites both, and draws pictures that a record lacks
     python -m perf.readme --check    exit code 1 where it is out of date; writes nothing
 
 Records from CPUs are not performance results and are never shown.
@@ -20,12 +20,18 @@ from perf.record import write_report
 from tlazy.errors import UserError
 from tlazy.files import replacing
 from tlazy.report import load, units
-from tlazy.report.comparison import Duel, Problem, peer_names, problems, scores
+from tlazy.report.comparison import US, Duel, Problem, peer_names, problems, scores
 from tlazy.report.record import start
 
 ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- performance: written by python -m perf.readme -->"
 END = "<!-- performance: end -->"
+STATUS_BEGIN = "<!-- status: written by python -m perf.readme -->"
+STATUS_END = "<!-- status: end -->"
+NEVER_RUN = (
+    "**No kernel has run on a GPU yet**, because none has been at hand: no speed is claimed, and"
+    "\n[How far it is proven](#how-far-it-is-proven) says what is shown without one."
+)
 EMPTY = (
     "There is no figure to show: no GPU has been at hand, and none of these kernels has been timed"
     " on one.\nOn a GPU machine, `python -m perf.record` measures them beside their peers, and"
@@ -42,7 +48,7 @@ UP_TO_DATE, OUT_OF_DATE, BAD_INPUT = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite or check the section, and return the exit code."""
+    """Rewrite or check the sections, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m perf.readme", description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "perf" / "results")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
@@ -67,7 +73,9 @@ def update(readme: Path, results: Path, *, check: bool) -> int:
         before = readme.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {readme}: {getattr(error, 'strerror', error)}") from error
-    after = replace_section(before, section(results, readme.parent), readme)
+    newest = newest_records(results)
+    after = replace_section(before, (BEGIN, END), section(newest, readme.parent), readme)
+    after = replace_section(after, (STATUS_BEGIN, STATUS_END), status(newest), readme)
     if before == after:
         print(f"{readme.name} is up to date")
         return UP_TO_DATE
@@ -79,7 +87,7 @@ def update(readme: Path, results: Path, *, check: bool) -> int:
             temporary.write_text(after, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {readme}: {error.strerror or error}") from error
-    print(f"{readme.name}: performance section rewritten")
+    print(f"{readme.name}: what it says of GPUs is rewritten")
     return UP_TO_DATE
 
 
@@ -92,24 +100,41 @@ def _draw_what_lacks(results: Path) -> None:
             write_report(path)
 
 
-def replace_section(text: str, section: str, source: Path) -> str:
-    """`text` with `section` between its markers, each of which stands alone on a line."""
+def replace_section(text: str, markers: tuple[str, str], section: str, source: Path) -> str:
+    """`text` with `section` between the markers, each of which stands alone on a line."""
+    begin, end = markers
     lines = text.splitlines(keepends=True)
     bare = [line.strip() for line in lines]
-    if bare.count(BEGIN) != 1 or bare.count(END) != 1 or bare.index(BEGIN) > bare.index(END):
-        raise UserError(f"{source} needs one line {BEGIN!r} and, below it, one line {END!r}")
-    before, after = lines[: bare.index(BEGIN) + 1], lines[bare.index(END) :]
+    if bare.count(begin) != 1 or bare.count(end) != 1 or bare.index(begin) > bare.index(end):
+        raise UserError(f"{source} needs one line {begin!r} and, below it, one line {end!r}")
+    before, after = lines[: bare.index(begin) + 1], lines[bare.index(end) :]
     return "".join([*before, f"\n{section}\n\n", *after])
 
 
-def section(results: Path, beside: Path) -> str:
-    """The section's Markdown.
+def status(newest: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    """The sentence near the README's top: on which GPUs the kernels have run."""
+    ran = [
+        _plain(record["machine"]["device"] or path.parent.name)
+        for path, record in newest
+        if any(map(_ran, record["rows"]))
+    ]
+    if not ran:
+        return NEVER_RUN
+    return f"The kernels have run on {', '.join(ran)}: [figures](#performance)."
+
+
+def _ran(row: Mapping[str, Any]) -> bool:
+    """Whether one of tlazy's kernels ran, and rightly."""
+    return (row["peer"], row["backend"], row["status"]) == (US, "triton", "ok")
+
+
+def section(newest: Sequence[tuple[Path, Mapping[str, Any]]], beside: Path) -> str:
+    """The performance section's Markdown.
 
     Args:
-        results: folder of one folder per device.
+        newest: records and their paths.
         beside: the README's folder, from where links lead.
     """
-    newest = newest_records(results)
     if not newest:
         return EMPTY
     return "\n\n".join(_device_section(path, record, beside) for path, record in newest)
@@ -159,8 +184,8 @@ def _provenance(path: Path, record: Mapping[str, Any], beside: Path) -> str:
     return (
         f"Measured on {start(record):%Y-%m-%d} with {_plain(versions)}"
         f" ([record]({_link(path, beside)})).{whole} Medians; in brackets the peer's time over"
-        " tlazy's. The floor is the least time that the device's arithmetic rate and memory"
-        " bandwidth allow."
+        " tlazy's, with no difference where the 20% to 80% spreads overlap. The floor is the least"
+        " time that the device's arithmetic rate and memory bandwidth allow."
     )
 
 
@@ -203,8 +228,8 @@ def _against(duels: Iterable[Duel], peer: str) -> str:
         return "–"
     if duel.speedup is None:
         return _median(duel.peer)
-    slower = ", slower" if duel.verdict == "slower" else ""
-    return f"{_median(duel.peer)} ({units.times(duel.speedup)}{slower})"
+    words = "" if duel.verdict == "faster" else f", {duel.words}"
+    return f"{_median(duel.peer)} ({units.times(duel.speedup)}{words})"
 
 
 def _median(row: Mapping[str, Any] | None) -> str:
@@ -232,6 +257,7 @@ def _tally(members: Iterable[Problem]) -> str:
     duels = [duel for problem in members for duel in problem.duels]
     return "; ".join(
         f"{_plain(score.peer)}: faster in {score.faster}, slower in {score.slower}"
+        + (f", no difference in {score.even}" if score.even else "")
         + (f", not compared in {score.missing}" if score.missing else "")
         + (f", geometric mean {units.times(score.mean)}" if score.mean is not None else "")
         for score in scores(duels)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -81,10 +82,12 @@ def record_all(minutes: float, out: Path, command_line: str) -> Path:
     """Measure for about `minutes` and return the record's path.
 
     Raises:
-        UserError: for a budget or a folder that cannot be.
+        UserError: for a budget or a folder that cannot be, and where pytest is not installed.
     """
     if not 0 < minutes < float("inf"):
         raise UserError(f"--minutes must be positive and finite, got {minutes}")
+    if importlib.util.find_spec("pytest") is None:
+        raise UserError("the kernels' tests need pytest: pip install pytest")
     begin = time.monotonic()
 
     def until(part: float) -> float:

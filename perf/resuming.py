@@ -15,16 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from perf.outcomes import STARTED, read
+
 LOST = 86
-STARTED = "started"
-
-
-def read(path: Path) -> dict[str, dict[str, str]]:
-    """The last that is known of each test: its ``"outcome"``, and ``"why"`` it failed."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a killed run may leave half a line
-    return {event.pop("test"): event for event in map(json.loads, lines)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

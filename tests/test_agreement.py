@@ -44,6 +44,11 @@ def test_a_run_that_became_slower_or_faster_disagrees(change, capsys):
     assert "disagrees: small, full, eager: 1.2" in out
 
 
+def test_runs_without_a_time_do_not_agree(capsys):
+    assert agreement.judge(run(0), run(0)) == 1
+    assert "nothing was measured" in capsys.readouterr().err
+
+
 def test_it_runs_by_the_real_clock_twice(monkeypatch, capsys):
     problems = [Problem("sweep", "small", Linear(64, 64, 64), torch.float32, ("forward",))]
     monkeypatch.setitem(SUITES, "sweep", lambda: iter(problems))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perf import readme
-from perf.readme import BEGIN, EMPTY, END, main
+from perf.readme import BEGIN, EMPTY, END, NEVER_RUN, STATUS_BEGIN, STATUS_END, main
 from tests.bench_record import H200, cpu_record, record, row
 
 ROOT = Path(__file__).parent.parent
@@ -39,8 +39,9 @@ def drawn(monkeypatch, request):
 
 @pytest.fixture
 def home(tmp_path):
-    """A README with an old section, and an empty folder of results."""
-    (tmp_path / "README.md").write_text(f"# t\n\nabove\n\n{BEGIN}\nold\n{END}\n\nbelow\n")
+    """A README with old sections, and an empty folder of results."""
+    status = f"# t\n\n{STATUS_BEGIN}\nold\n{STATUS_END}\n\nabove\n\n"
+    (tmp_path / "README.md").write_text(f"{status}{BEGIN}\nold\n{END}\n\nbelow\n")
     (tmp_path / "results").mkdir()
     return tmp_path
 
@@ -60,7 +61,8 @@ def section(home):
     """The section after it was written."""
     assert run(home) == 0
     text = (home / "README.md").read_text()
-    assert text.startswith("# t\n\nabove\n\n")
+    assert text.startswith("# t\n\n")
+    assert text.count("\n\nabove\n\n") == 1
     assert text.endswith("\n\nbelow\n")
     return re.search(rf"{BEGIN}\n(.*){END}\n", text, re.S).group(1)
 
@@ -75,6 +77,22 @@ def test_records_of_cpus_are_never_shown(home):
     assert section(home).strip() == EMPTY
 
 
+def status(home):
+    """The sentence near the top after it was written."""
+    assert run(home) == 0
+    text = (home / "README.md").read_text()
+    return re.search(rf"{STATUS_BEGIN}\n(.*){STATUS_END}\n\nabove", text, re.S).group(1).strip()
+
+
+def test_the_top_says_that_no_kernel_has_run_on_a_gpu_until_a_record_shows_one(home):
+    assert status(home) == NEVER_RUN
+    put(home, cpu_record(*ROWS), "cpu/2026-11-23.json")
+    put(home, record(row(median=None), row("eager")), "h100/2026-11-23.json")
+    assert status(home) == NEVER_RUN
+    put(home, record(*ROWS))
+    assert status(home) == f"The kernels have run on {H200}: [figures](#performance)."
+
+
 def test_table_has_medians_speedups_and_share_of_the_floor(home):
     put(home, record(*ROWS))
     lines = section(home).splitlines()
@@ -84,6 +102,13 @@ def test_table_has_medians_speedups_and_share_of_the_floor(home):
         "| 123 µs (0.50×, slower) | 100% |"
     ) in lines
     assert "| small M | bfloat16 | forward | 100 µs | wrong | – | 246% |" in lines
+
+
+def test_overlapping_spreads_are_called_no_difference(home):
+    put(home, record(row(), row("eager", 99.0), row(suite="sweep"), row("eager", suite="sweep")))
+    text = section(home)
+    assert "| 100 µs | 99 µs (0.99×, no difference) |" in text
+    assert "- sweep, 1 problem: eager: faster in 0, slower in 0, no difference in 1," in text
 
 
 def test_section_names_device_versions_date_and_command(home):
@@ -214,6 +239,14 @@ def test_missing_markers_are_one_line_and_exit_code_2(home, capsys, text, option
     error = capsys.readouterr().err
     assert BEGIN in error
     assert error.count("\n") == 1
+
+
+def test_a_missing_marker_of_the_status_is_one_line_and_exit_code_2(home, capsys):
+    text = (home / "README.md").read_text().replace(STATUS_END, "")
+    (home / "README.md").write_text(text)
+    assert run(home) == 2
+    assert (home / "README.md").read_text() == text
+    assert re.fullmatch(f"perf.readme: .*{STATUS_BEGIN}.*\n", capsys.readouterr().err)
 
 
 def test_a_record_that_cannot_be_read_is_one_line_and_exit_code_2(home, capsys):

@@ -111,6 +111,26 @@ def test_what_was_measured_is_kept_where_it_is_stopped_with_torch_and_triton_alo
 
 
 @pytest.mark.parametrize(
+    ("module", "code", "said"),
+    [
+        ("record", 2, "perf.record: the kernels' tests need pytest: pip install pytest\n"),
+        ("readme", 2, "perf.readme: cannot read nowhere: No such file or directory\n"),
+    ],
+)
+def test_where_pytest_is_not_installed_a_command_works_or_says_so(module, code, said, tmp_path):
+    option = ["--results", "nowhere"] if module == "readme" else ["--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", f"perf.{module}", *option],
+        cwd=ROOT,
+        env=bare(tmp_path, (HIDDEN - {"numpy"}) | {"pytest", "_pytest"}),  # torch warns
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (code, said, "")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--minutes", "0"], "--minutes must be positive and finite, got 0.0"),

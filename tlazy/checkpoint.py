@@ -9,6 +9,7 @@ import errno
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -70,10 +71,18 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
                 "torch.distributed.checkpoint.state_dict.get_model_state_dict with "
                 "full_state_dict=True in every process, and save what it returns"
             )
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
     with replacing(path) as temporary:
-        save_model(model, str(temporary))
+        try:
+            save_model(model, str(temporary))
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), os.fspath(path)) from error
 
 
 def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:

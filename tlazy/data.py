@@ -21,6 +21,7 @@ import csv
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -30,9 +31,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlazy.errors import UserError, quoted, reason
+from tlazy.errors import UserError, counted, quoted, reason
 
 TEST_SHARE = 0.3
+# So many labels may occur once in a sound file: a series of each class, to test with.
+FEW = 3
 # A label names folders, columns and ticks: longer ones are data in the wrong column.
 MOST_LABEL = 200
 
@@ -137,11 +140,11 @@ def load_dataset(source: str, *, seed: int = 0) -> Dataset:
     x_train, x_test = (check_values(part.values, part.where) for part in (train, test))
     if x_train.shape[1:] != x_test.shape[1:]:
         raise UserError(
-            f"{name}: training series have {_shape_text(x_train)}, "
-            f"test series {_shape_text(x_test)}; they must agree"
+            f"{name}: training series have {shape_text(*x_train.shape[1:])}, "
+            f"test series {shape_text(*x_test.shape[1:])}; they must agree"
         )
     classes, y_train = _check_classes(train)
-    y_test = _check_test_labels(test, classes)
+    y_test = _check_test_labels(test, train, classes)
     return Dataset(name, x_train, y_train, x_test, y_test, classes)
 
 
@@ -183,12 +186,14 @@ def check_values(values: Sequence[np.ndarray], where: str) -> np.ndarray:
     for i, series in enumerate(values):
         if series.shape[1] != length:
             raise UserError(
-                f"{where}: unequal lengths are not supported: series 0 has {length} steps, "
+                f"{where}: unequal lengths are not supported: series 0 has "
+                f"{counted(length, 'step')}, "
                 f"series {i} has {series.shape[1]}"
             )
         if series.shape[0] != channels:
             raise UserError(
-                f"{where}: series 0 has {channels} channels, series {i} has {series.shape[0]}"
+                f"{where}: series 0 has {counted(channels, 'channel')}, "
+                f"series {i} has {series.shape[0]}"
             )
     with np.errstate(over="ignore"):
         x = np.stack(values).astype(np.float32)
@@ -199,6 +204,15 @@ def check_values(values: Sequence[np.ndarray], where: str) -> np.ndarray:
             f"{where}: series {i}, channel {c}, step {t} is {found} (all counted from 0)"
         )
     return x
+
+
+def shape_text(channels: int, length: int) -> str:
+    """What a series is made of, in words.
+
+    >>> shape_text(1, 24)
+    '1 channel of 24 steps'
+    """
+    return f"{counted(channels, 'channel')} of {counted(length, 'step')}"
 
 
 def check_labels(labels: Sequence[str], where: str) -> None:
@@ -305,6 +319,7 @@ def _split(data: Series, seed: int) -> tuple[Series, Series]:
             random_state=seed,
         )
     except ValueError as error:
+        _check_repeated(data)
         raise UserError(
             f"{data.where}: too few series to set {TEST_SHARE:.0%} of each class aside for "
             f"testing ({error}); give a test part"
@@ -332,12 +347,13 @@ def _check_classes(train: Series) -> tuple[tuple[str, ...], np.ndarray]:
     return classes, np.array([index[label] for label in labels], dtype=np.int64)
 
 
-def _check_test_labels(test: Series, classes: tuple[str, ...]) -> np.ndarray:
+def _check_test_labels(test: Series, train: Series, classes: tuple[str, ...]) -> np.ndarray:
     test_labels = _labels(test)
     check_labels(test_labels, test.where)
     index = {label: i for i, label in enumerate(classes)}
     unseen = [label not in index for label in test_labels]
     if any(unseen):
+        _check_repeated(train)
         first = unseen.index(True)
         labels = sorted({label for label, new in zip(test_labels, unseen, strict=True) if new})
         raise UserError(
@@ -348,16 +364,24 @@ def _check_test_labels(test: Series, classes: tuple[str, ...]) -> np.ndarray:
     return np.array([index[label] for label in test_labels], dtype=np.int64)
 
 
+def _check_repeated(part: Series) -> None:
+    """Raise UserError where most labels occur once: what should be labels is data, then."""
+    counts = Counter(_labels(part))
+    alone = [label for label, count in counts.items() if count == 1]
+    if len(alone) > max(FEW, counts.total() / 2):
+        raise UserError(
+            f"{part.where}: {len(alone)} of {counts.total()} series have a label that no other "
+            f"has, such as {quoted(alone[0])}: are labels missing? In a .csv or .tsv file they are "
+            "the first column"
+        )
+
+
 def _labels(part: Series) -> list[str]:
     if part.labels is None:
         raise UserError(
             f"{part.where}: the series have no labels, nothing can be learned from them"
         )
     return part.labels
-
-
-def _shape_text(x: np.ndarray) -> str:
-    return f"{x.shape[1]} channels of {x.shape[2]} steps"
 
 
 def _import_sktime(purpose: str) -> ModuleType:

@@ -36,6 +36,15 @@ def quoted(text: str) -> str:
     return repr(shortened(text, MOST_QUOTED))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, which takes an s where there is not just one.
+
+    >>> counted(1, "channel"), counted(2, "thread")
+    ('1 channel', '2 threads')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def reason(error: BaseException) -> str:
     """What an exception says, or its name where it says nothing.
 

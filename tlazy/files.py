@@ -28,9 +28,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     # A plain creation, so that the umask applies as it does to any file.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o777)
+        mode = (target if target.exists() else temporary).stat().st_mode & 0o777
+        temporary.chmod(mode)
         yield temporary
+        temporary.chmod(mode)  # a writer may have put a file of its own in its place
         _flush(temporary)
         temporary.replace(target)
         _flush(target.parent)

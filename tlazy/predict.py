@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tlazy.data import Series, check_labels, check_values, is_missing, read_file
+from tlazy.data import Series, check_labels, check_values, is_missing, read_file, shape_text
 from tlazy.errors import UserError, one_line, quoted
 from tlazy.files import replacing
 from tlazy.run import Config, Run, pick_device
@@ -81,8 +81,8 @@ def predict(folder: Path, file: Path, *, device: str = "auto") -> Predictions:
     x = check_values(data.values, str(file))
     if x.shape[1:] != (config.channels, config.length):
         raise UserError(
-            f"{file}: series have {x.shape[1]} channels of {x.shape[2]} steps, the run in "
-            f"{folder} was trained on {config.channels} channels of {config.length} steps"
+            f"{file}: series have {shape_text(*x.shape[1:])}, the run in {folder} was trained on "
+            f"{shape_text(config.channels, config.length)}"
         )
     labels = _known_labels(data, config)
     net = run.load_model(target)

@@ -32,7 +32,7 @@ import torch
 
 import tlazy
 from tlazy.data import Dataset, Normalization, check_labels
-from tlazy.errors import UserError, quoted, reason
+from tlazy.errors import UserError, counted, quoted, reason
 from tlazy.files import replacing
 from tlazy.models import MODELS
 
@@ -189,15 +189,24 @@ class Run:
         return f"tlazy train --out {shlex.quote(str(self.path))} --resume"
 
     def save(self, state: dict[str, Any], net: torch.nn.Module) -> None:
-        """Write ``checkpoint.pt``, then what follows from it: the model and the metrics."""
+        """Write ``checkpoint.pt``, then what follows from it: the model and the metrics.
+
+        Raises:
+            UserError: where one cannot be written; its old content is still there then.
+        """
         try:
-            with replacing(self.path / "checkpoint.pt") as temporary:
-                torch.save(state, temporary)
+            with replacing(self.path / "checkpoint.pt") as new, new.open("wb") as file:
+                torch.save(state, file)
             tlazy.save(net, self.path / "model.safetensors")
             lines = (json.dumps(row) + "\n" for row in state["history"])
             _write_text(self.path / "metrics.jsonl", "".join(lines))
         except OSError as error:
             raise _unwritable(self.path, error) from error
+        except RuntimeError as error:
+            # What torch makes of a file that cannot be written, such as on a full disk.
+            if not isinstance(error.__context__, OSError):
+                raise
+            raise _unwritable(self.path, error.__context__) from error
 
     def load_state(self) -> dict[str, Any] | None:
         """What :meth:`save` wrote last, on the CPU, or None where nothing was.
@@ -307,7 +316,7 @@ def device_name(device: torch.device) -> str:
     """`cpu (x86_64, 2 threads)` or the GPU's own name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"cpu ({platform.machine()}, {counted(torch.get_num_threads(), 'thread')})"
 
 
 def _check_choice(option: str, value: str, choices: Iterable[str]) -> None:
@@ -326,7 +335,7 @@ def _config_of(content: Any) -> Config:
     _check_entry("classes", distinct, "must be two or more, all different")
     norm = config.normalization
     fits = len(norm.mean) == len(norm.std) == config.channels
-    _check_entry("normalization", fits, f"is not for {config.channels} channels")
+    _check_entry("normalization", fits, f"is not for {counted(config.channels, 'channel')}")
     usable = all(map(math.isfinite, norm.mean)) and all(0 < std < math.inf for std in norm.std)
     _check_entry("normalization", usable, "must be finite, with positive deviations")
     return config

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import tlazy
-from tlazy.data import Dataset, Normalization, load_dataset
+from tlazy.data import Dataset, Normalization, load_dataset, shape_text
 from tlazy.errors import UserError, one_line
 from tlazy.models import MODELS
 from tlazy.run import DTYPES, Config, Options, Run, check_free, pick_device, versions
@@ -338,7 +338,7 @@ def trace(name: str, net: torch.nn.Module, shape: tuple[int, int, int]) -> Any:
     except (RuntimeError, ValueError) as error:
         batch, channels, length = shape
         raise UserError(
-            f"model {name} cannot take {batch} series of {channels} channels and {length} steps: "
+            f"model {name} cannot take {batch} series of {shape_text(channels, length)}: "
             f"{one_line(error)}"
         ) from error
 

@@ -86,17 +86,20 @@ def _plan_convolve(
         )
         return Plan((), (one,), ())
     name = "conv1d_grad_input" if transposed else "conv1d_forward"
-    config = config or tuned_convolution(
-        target, name, x, weight.shape, y.shape[2], geometry, precision
-    )
     if transposed:
         # The way back over stride 1 is a convolution with the filters turned around.
         padding = (weight.shape[2] - 1) * dilation - padding
-    if not transposed or (stride == 1 and weight.shape[0] == groups):
-        settings: dict[str, Any] = {"flipped": transposed, "activation": activation}
+    forward = not transposed or (stride == 1 and weight.shape[0] == groups)
+    settings: dict[str, Any] = {"flipped": transposed, "activation": activation}
+    if forward:
+        # It has one tile only, and none to look up.
         long = toeplitz_step(*tensors, stride, padding, dilation, **settings)
         if long is not None:
             return Plan((), (long,), ())
+    config = config or tuned_convolution(
+        target, name, x, weight.shape, y.shape[2], geometry, precision
+    )
+    if forward:
         for plan_step in (time_step, channels_step):
             step = plan_step(*tensors, stride, padding, dilation, **settings, config=config)
             if step is not None:
@@ -162,13 +165,13 @@ def _plan_correlate(
         )
         if one is not None:
             return one
-    config = config or tuned_convolution(
-        target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry, precision
-    )
     stride, (padding, _), dilation, _ = geometry
     long = toeplitz_grad_weight(grad, x, shape, stride, padding, dilation)
     if long is not None:
         return long
+    config = config or tuned_convolution(
+        target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry, precision
+    )
     needs = Needs(x=False, weight=True, bias=False)
     plan = _plan_backward(target, *tensors, shape, x.shape[2], geometry, None, needs, config)
     if plan.steps:

@@ -1,5 +1,24 @@
+import resource
+from contextlib import contextmanager
+
 import pytest
 import torch
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file grows beyond a page: each write fails as on a full disk."""
+
+    @contextmanager
+    def full():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
 
 
 @pytest.fixture
@@ -12,3 +31,12 @@ def exact_fp32():
     yield
     for switch, value in zip(switches, before, strict=True):
         switch.fp32_precision = value
+
+
+@pytest.fixture
+def one_thread():
+    """Threads that wait for each other are slow where the machine has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

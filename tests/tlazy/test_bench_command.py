@@ -58,7 +58,8 @@ def refusal(arguments, capsys, folder):
 
 def test_peers_stand_side_by_side_and_the_first_line_says_what_is_measured(here, capsys):
     assert cli.main(["bench", *TINY, "--json", "record.json"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    progress = err.splitlines()
     first = out.splitlines()[0]
     if not torch.cuda.is_available():
         assert "there is no GPU here; tlazy runs ATen on a CPU, so both sides are ATen" in first
@@ -69,6 +70,10 @@ def test_peers_stand_side_by_side_and_the_first_line_says_what_is_measured(here,
     assert record["complete"]
     assert record["machine"]["kind"] == "cpu"
     assert record["machine"]["device"] in out
+    assert progress == [
+        f"measuring {n} of 4: linear 32,16,24, {which}"
+        for n, which in enumerate(["forward pass", "forward and backward pass"] * 2, 1)
+    ]
     assert {(row["peer"], row["pass"]) for row in record["rows"]} == {
         (peer, which) for peer in ("tlazy", "eager") for which in ("forward", "full")
     }
@@ -88,6 +93,8 @@ def test_options_choose_dtype_pass_activation_layout_and_peers(here, capsys):
 def test_a_suite_can_be_limited_to_an_operation_and_in_time(here, capsys):
     arguments = ["conv_transpose1d", "--suite", "kernelbench", "--minutes", "5", "--device", "cpu"]
     assert cli.main(["bench", *arguments, "--scale", "small", "--json", "record.json"]) == 0
+    named = r"measuring 1 of \d+: conv_transpose1d [\d,]+.* \(KernelBench 1/64\), forward pass\n"
+    assert re.match(named, capsys.readouterr().err)
     rows = report.load("record.json")["rows"]
     assert [row["problem"] for row in rows[::2]] == [f"KernelBench 1/{n}" for n in (64, 74, 79)]
     assert all(row["status"] == "ok" for row in rows)
@@ -114,6 +121,35 @@ def test_compare_flags_a_slowed_kernel_with_exit_code_1(here, capsys, monkeypatc
     out = capsys.readouterr().out
     assert re.search(r"worse than in old.json: .*, forward, tlazy: [\d.]+ times as long", out)
     assert "of 2 measurements that old.json has too are worse" in out
+
+
+def test_records_with_nothing_in_common_are_not_compared(here, capsys):
+    assert cli.main(["bench", *TINY, "--pass", "forward", "--json", "old.json"]) == 0
+    other = ["linear", "--shape", "32,16,8", "--device", "cpu", "--compare", "old.json"]
+    said = refusal([*other, "--json", "new.json"], capsys, here)
+    assert "--compare old.json has a time for none of the 4 measurements asked for" in said
+    assert said.endswith(
+        "it was made by: " + json.loads((here / "old.json").read_text())["command"] + "\n"
+    )
+    old = json.loads((here / "old.json").read_text())
+    failed = [{**row, **measured_nothing(row)} for row in old["rows"]]
+    (here / "old.json").write_text(json.dumps({**old, "rows": failed}))
+    assert "has a time for none" in refusal([*TINY, "--compare", "old.json"], capsys, here)
+
+
+def measured_nothing(row):
+    times = ("median_us", "q20_us", "q80_us", "tflops", "gbps", "floor_fraction")
+    return {"status": "failed", "samples": 0, **dict.fromkeys(times)}
+
+
+def test_a_comparison_that_found_nothing_measured_is_no_success(here, capsys):
+    assert cli.main(["bench", *TINY, "--json", "old.json"]) == 0
+    capsys.readouterr()
+    late = ["--minutes", "1e-9", "--compare", "old.json", "--json", "new.json"]
+    assert cli.main(["bench", *TINY, *late]) == 2
+    said = capsys.readouterr().err
+    assert "nothing was compared: nothing that has a time in old.json was measured" in said
+    assert report.load("new.json")["rows"] == []
 
 
 def test_a_wrong_kernel_is_refused_in_the_table(here, capsys, monkeypatch):
@@ -248,7 +284,7 @@ def test_a_killed_run_leaves_a_valid_file_with_what_was_measured(here):
         text=True,
     )
     for line in process.stderr:
-        if line.startswith("2/"):
+        if line.startswith("measuring 2 of "):
             break
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)

@@ -156,6 +156,24 @@ def test_a_failed_save_leaves_the_old_file(path, net, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_full_disk_is_an_os_error_that_names_the_file(path, net, full_disk):
+    old = path.read_bytes()
+    large = nn.Sequential(nn.Linear(64, 64))
+    with full_disk(), refused(large, OSError, match=r"File too large: .*weights\.safetensors"):
+        tlazy.save(large, path)
+    assert path.read_bytes() == old
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_saved_file_has_the_mode_of_any_new_file(tmp_path, net):
+    before = os.umask(0o022)
+    try:
+        tlazy.save(net, tmp_path / "weights.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights.safetensors").stat().st_mode & 0o777 == 0o644
+
+
 def tied():
     first, second = nn.LazyLinear(5), nn.LazyLinear(5, bias=False)
     second.weight = first.weight

@@ -17,14 +17,7 @@ from tlazy import cli, models
 ROOT = Path(__file__).parents[2]
 FAST = ("--model", "mlp", "--epochs", "2", "--device", "cpu")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where the machine has other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arrays(length=12):
@@ -85,7 +78,7 @@ BAD_DATA = {
     "labels that do not fit": ({"y_train": np.zeros(3)}, "shape"),
     "another length for testing": (
         {"x_test": arrays(11)["x_train"]},
-        "1 channels of 12 steps, test series 1 channels of 11 steps",
+        "1 channel of 12 steps, test series 1 channel of 11 steps",
     ),
 }
 
@@ -197,14 +190,16 @@ def test_a_model_too_short_for_its_kernel_is_refused_in_one_line(here, capsys, m
 
     monkeypatch.setitem(models.MODELS, "valid", valid)
     arguments = ["--data", "../good.npz", "--model", "valid"]
-    refused = "model valid cannot take 14 series of 1 channels and 12 steps"
+    refused = "model valid cannot take 14 series of 1 channel of 12 steps"
     assert_refused(["train", *arguments], refused, capsys, here)
 
 
 def test_a_last_batch_of_one_series_of_one_step_is_refused_before_training(here, capsys):
     np.savez(here.parent / "short.npz", **arrays(1))
     arguments = ["--data", "../short.npz", "--model", "fcn", "--batch-size", "13"]
-    assert_refused(["train", *arguments], "cannot take 1 series of 1 channels", capsys, here)
+    assert_refused(
+        ["train", *arguments], "cannot take 1 series of 1 channel of 1 step", capsys, here
+    )
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(here, run, capsys):
@@ -230,6 +225,15 @@ def test_resume_with_an_option_that_is_not_the_runs_is_refused(option, value, ru
     np.savez(here.parent / "other.npz", **arrays(9))
     refused = f"--resume: {option} {re.escape(value)} differs from the run's"
     assert_refused(["train", "--out", "run", "--resume", option, value], refused, capsys, here)
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_the_old_checkpoint(
+    run, here, capsys, full_disk
+):
+    resume = ["train", "--out", "run", "--resume"]
+    with full_disk():
+        assert_refused(resume, "cannot write to run: File too large", capsys, here)
+    assert cli.main(resume) == 0
 
 
 def test_resume_after_the_data_has_changed_is_refused(run, here, capsys):
@@ -319,8 +323,8 @@ def test_predicting_with_a_damaged_run_is_refused_in_one_line(run, here, capsys)
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.zeros((2, 3, 12)), "3 channels of 12 steps.* 1 channels of 12 steps"),
-        (np.zeros((2, 1, 5)), "1 channels of 5 steps.* 1 channels of 12 steps"),
+        (np.zeros((2, 3, 12)), "3 channels of 12 steps.* 1 channel of 12 steps"),
+        (np.zeros((2, 1, 5)), "1 channel of 5 steps.* 1 channel of 12 steps"),
         (np.full((2, 1, 12), np.nan), "series 0, channel 0, step 0 is NaN"),
         (np.zeros((0, 1, 12)), "no series"),
     ],

@@ -339,6 +339,17 @@ def test_a_class_of_one_series_cannot_be_split(tmp_path):
         load_dataset(str(path))
 
 
+@pytest.mark.parametrize("parts", [("set",), ("set_TRAIN", "set_TEST")])
+def test_rows_without_labels_are_told_from_too_few_series(parts, tmp_path):
+    if len(parts) == 1:
+        pytest.importorskip("sktime", reason="scikit-learn comes with it")
+    for seed, part in enumerate(parts):
+        rows = np.random.default_rng(seed).normal(size=(20, 8))
+        np.savetxt(tmp_path / f"{part}.csv", rows, delimiter=",", fmt="%.4f")
+    with pytest.raises(UserError, match="20 of 20 series have a label that no other has, such as"):
+        load_dataset(str(tmp_path / f"{parts[0]}.csv"))
+
+
 def test_npz_and_rows_are_read_without_sktime(tmp_path, four_arrays, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sktime", None)
     assert load_dataset(str(four_arrays)).length == 5

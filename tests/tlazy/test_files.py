@@ -33,6 +33,24 @@ def test_the_old_file_stays_where_the_block_fails(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("old", [None, 0o604])
+def test_the_mode_is_that_of_the_old_file_else_what_the_umask_allows(tmp_path, old):
+    path = tmp_path / "file"
+    if old is not None:
+        path.touch()
+        path.chmod(old)
+    before = os.umask(0o027)
+    try:
+        with replacing(path) as temporary:
+            # As safetensors writes: to a private file that takes the place of the one given.
+            private = tmp_path / "private"
+            private.touch(0o600)
+            private.replace(temporary)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == (old or 0o640)
+
+
 def test_what_is_no_file_is_never_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):

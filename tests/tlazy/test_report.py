@@ -1,5 +1,6 @@
 """The report shows everything that a record holds, and nothing that it does not."""
 
+import io
 import os
 import re
 import subprocess
@@ -7,9 +8,11 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 
 from tests.bench_record import H200, cpu_record, record, row
 from tests.browser import CHROMIUM, chromium
+from tlazy.bench import table
 from tlazy.bench.peers import PEERS
 from tlazy.errors import UserError
 from tlazy.report import pictures, write_html, write_pngs
@@ -29,6 +32,7 @@ LOSING = [
     row(problem="small M", dtype="float16", **{"pass": "full"}),
     row("eager", 90.0, problem="small M", dtype="float16", **{"pass": "full"}),
 ]
+EVEN = [row(problem="even"), row("eager", 99.0, problem="even")]
 MIXED = [row(), row("eager", 130.0), WRONG, UNSUPPORTED, FAILED, *LOSING]
 
 
@@ -168,6 +172,25 @@ def test_losing_is_said_and_striped(page):
     assert "0.86–0.95×" in shown.text
 
 
+def test_overlapping_spreads_are_no_difference_wherever_they_are_shown(page, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    content = record(*MIXED, *EVEN)
+    shown = page(content)
+    assert "0.99× no difference" in shown.text
+    assert "Faster in 1, slower in 1, no difference in 1" in " ".join(shown.text.split())
+    assert "geometric mean of 3 problems" in shown.text
+    assert "0.99× no difference" in shown.rows[-1]
+    assert [a["data-verdict"] for _, a in shown.tags if "data-verdict" in a][-1] == "even"
+    write_pngs(content, tmp_path)
+    said = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert {"0.99× no difference", "0.90× slower"} <= set(said)
+    assert "eager: 1 faster, 1 slower, 1 with no difference" in drawn[0].get_supxlabel()
+    terminal = Console(file=io.StringIO(), width=200)
+    table.show(content, terminal)
+    assert re.findall(r"[\d.]+x ?~?", terminal.file.getvalue()) == ["1.30x ", "0.90x ", "0.99x ~"]
+
+
 def test_a_row_without_a_time_gives_no_speedup(page):
     shown = page(record(row(status="wrong", median=None, note="off by 3"), row("eager")))
     assert not shown.having("fill")
@@ -271,7 +294,7 @@ def report(tmp_path_factory):
     """A page of all kinds of rows, one with a name that would like to run."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     hostile = [row(problem=HOSTILE, dtype="float32"), row("eager", 1300.0, problem=HOSTILE)]
-    write_html(record(*MIXED, *hostile, complete=False), path)
+    write_html(record(*MIXED, *EVEN, *hostile, complete=False), path)
     return path
 
 
@@ -320,7 +343,7 @@ def test_browser_shows_plots_and_table(browser, report, tmp_path, width, dark):
         "[...document.querySelectorAll('.plot [data-row]')].map(p => p.getBoundingClientRect())"
         ".map(r => [r.x + r.width / 2, r.y + r.height / 2])"
     )
-    assert len(places) == 6
+    assert len(places) == 8
     for x, y in places:
         assert plot["left"] < x < plot["right"]
         assert plot["top"] < y < plot["bottom"]
@@ -343,13 +366,14 @@ def test_browser_draws_winning_bars_right_and_losing_bars_left_of_one(browser, r
             const r = bar.getBoundingClientRect(), track = bar.parentElement;
             const line = getComputedStyle(track, "::after");
             const one = track.getBoundingClientRect().x + parseFloat(line.left);
-            return [bar.closest(".duel").querySelector("b").textContent.split(" ")[1],
+            return [bar.closest(".duel").querySelector("b").textContent.split("× ")[1],
                     r.width > 1, r.x + 1 > one, r.right - 1 < one];
         })"""
     )
     assert sides == [
         ["faster", True, True, False],
         ["slower", True, False, True],
+        ["no difference", True, False, True],
     ]
 
 
@@ -385,8 +409,12 @@ def test_browser_filters_table_and_plots_together(browser, report):
     browser.run(f"({choose})('verdict', 'slower')")
     assert browser.run("document.querySelectorAll('.problem:not(.out)').length") == 1
     assert browser.run(points) == 2
+    browser.run(f"({choose})('verdict', 'even')")
+    assert browser.run("document.querySelector('.problem:not(.out) b').textContent").endswith(
+        "no difference"
+    )
     browser.run(f"({choose})('search', 'no such row')")
-    assert browser.run("document.querySelector('output').textContent") == "0 of 9 rows"
+    assert browser.run("document.querySelector('output').textContent") == "0 of 11 rows"
 
 
 def test_browser_shows_a_tooltip_at_a_point(browser, report):
@@ -410,8 +438,8 @@ def test_browser_without_scripts_shows_the_plain_table(browser, report):
     try:
         browser.open(report, width=1200)
         assert browser.run("document.querySelectorAll('#rows th button').length") == 0
-        assert browser.run("document.querySelectorAll('#rows tbody tr').length") == 9
+        assert browser.run("document.querySelectorAll('#rows tbody tr').length") == 11
         assert browser.run("document.querySelector('.filters').getClientRects().length") == 0
-        assert browser.run("document.querySelectorAll('.plot [data-row] title').length") == 6
+        assert browser.run("document.querySelectorAll('.plot [data-row] title').length") == 8
     finally:
         browser.send("Emulation.setScriptExecutionDisabled", value=False)

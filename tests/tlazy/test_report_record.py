@@ -90,7 +90,7 @@ def test_spread_of_a_speedup_takes_both_sides_quantiles():
     [problem] = problems(rows)
     [duel] = problem.duels
     assert (duel.speedup, duel.low, duel.high) == (1.5, 1.0, 2.0)
-    assert duel.within_spread
+    assert duel.words == "no difference"
 
 
 def test_score_is_the_geometric_mean_and_counts_what_is_missing():
@@ -101,9 +101,11 @@ def test_score_is_the_geometric_mean_and_counts_what_is_missing():
         row("eager", 50.0, problem="b"),
         row(problem="c"),
         row("eager", None, problem="c"),
+        row(problem="d"),
+        row("eager", 100.0, problem="d"),
     ]
     [score] = scores(duel for problem in problems(rows) for duel in problem.duels)
-    assert (score.faster, score.slower, score.missing) == (1, 1, 1)
+    assert (score.faster, score.slower, score.even, score.missing) == (1, 1, 1, 1)
     assert score.mean == pytest.approx(1.0)
     assert score.worst == 0.5
 

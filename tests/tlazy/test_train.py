@@ -28,6 +28,8 @@ RUN_FILES = {
     "confusion.png",
 }
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def waves(count, seed):
     """Sines and squares with noise: two classes that any of the networks can tell apart."""
@@ -37,15 +39,6 @@ def waves(count, seed):
     x = np.where(y[:, None] == 1, np.sign(np.sin(phase)), np.sin(phase))
     x = x + generator.normal(scale=0.05, size=x.shape)
     return x[:, None].astype(np.float32), y.astype(np.int64)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where the machine has other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -263,7 +256,7 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint(waves_file, tmp_path, m
     before = weights(tmp_path / "run")
 
     def crash(state, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", crash)

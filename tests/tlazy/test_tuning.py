@@ -124,6 +124,8 @@ def test_what_looks_no_tile_up_is_left_out(tmp_path):
     )
     assert "conv1d_forward" not in {entry["launcher"] for entry in found}
     assert "linear_forward" in {entry["launcher"] for entry in found}
+    long = replace(problem(depthwise(1, 2, 96, 12), "long"), dtype=torch.float16)
+    assert tuning.tune([long], CPU, tmp_path / "tiles.json", timer=Counting(100, -1)) == []
 
 
 @interpreted

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tlazy.bench import machine, peers, record, suites, tuning
-from tlazy.bench.measuring import DeviceLost, Settings, measure
+from tlazy.bench.measuring import DeviceLost, Settings, identities, measure
 from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, ConvTranspose1d, Linear
 from tlazy.bench.record import Record
 from tlazy.bench.suites import Problem
@@ -87,11 +87,18 @@ def plan(options: Options) -> Plan:
     deadline = float("inf")
     if options.minutes is not None:
         deadline = time.monotonic() + 60 * options.minutes
+    settings = Settings(device, peers=names, deadline=deadline, visits=VISITS)
     old = None
     if options.compare is not None:
         old = record.load(options.compare)
         record.check_same_device(old["machine"], machine.machine(device))
-    return Plan(problems, Settings(device, peers=names, deadline=deadline, visits=VISITS), old)
+        asked = identities(problems, settings)
+        if not record.common(old, asked):
+            raise UserError(
+                f"--compare {options.compare} has a time for none of the {len(asked)} measurements "
+                f"asked for; it was made by: {old['command']}"
+            )
+    return Plan(problems, settings, old)
 
 
 def run(options: Options, command: str) -> int:
@@ -99,6 +106,9 @@ def run(options: Options, command: str) -> int:
 
     0: done. 1: ``--compare`` found something slower or wrong. Ctrl-C is passed on, after the table
     of what was measured until then.
+
+    Raises:
+        UserError: as :func:`plan`, and where nothing could be compared that ``--compare`` asks for.
     """
     from tlazy.bench import table
 
@@ -126,9 +136,13 @@ def run(options: Options, command: str) -> int:
         raise KeyboardInterrupt
     if checked.old is None:
         return 0
+    common = record.common(checked.old, result.rows)
+    if not common:
+        raise UserError(
+            f"nothing was compared: nothing that has a time in {options.compare} was measured"
+        )
     flagged = record.compare(checked.old, result.content)
-    common = record.common(checked.old, result.content)
-    table.show_flagged(flagged, common, options.compare)
+    table.show_flagged(flagged, len(common), options.compare)
     return 1 if flagged else 0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tlazy.bench import correctness, machine
 from tlazy.bench.operations import Draw, Operation, Pass, Unsupported, bytes_held
 from tlazy.bench.peers import PEERS, Implementation, default_peers
-from tlazy.bench.record import Record, Row, finite
+from tlazy.bench.record import Record, Row, finite, identity
 from tlazy.bench.suites import Problem
 from tlazy.bench.timing import (
     Call,
@@ -75,6 +75,16 @@ class Settings:
     deadline: float = float("inf")
     timer: Timer | None = None
     notify: Callable[[Problem, Pass], None] = lambda problem, which: None
+
+
+def identities(problems: Iterable[Problem], settings: Settings) -> list[Row]:
+    """What each row will measure, in order."""
+    return [
+        identity(problem, which, peer)
+        for problem in problems
+        for which in problem.passes
+        for peer in settings.peers or default_peers(problem, settings.device)
+    ]
 
 
 def measure(problems: Iterable[Problem], record: Record, settings: Settings) -> bool:
@@ -210,21 +220,12 @@ class _Group:
 
     def _row(self, peer: str) -> Row:
         """A row that says, until it is replaced, that nothing was measured."""
-        problem, operation = self.problem, self.problem.operation
         cost, device = self.cost, self.record.content["machine"]["device"]
         floor = None
         if cost is not None:
             floor = self.record.ceilings.floor(cost, self.precision, device)
         return {
-            "suite": problem.suite,
-            "op": operation.op,
-            "problem": problem.name,
-            "shape": operation.shape(),
-            "dtype": str(problem.dtype).removeprefix("torch."),
-            "pass": self.which,
-            "activation": operation.activation,
-            "layout": operation.layout,
-            "peer": peer,
+            **identity(self.problem, self.which, peer),
             "backend": "",
             "status": "failed",
             "note": UNFINISHED,

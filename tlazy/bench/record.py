@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 
 from tlazy.bench import machine
 from tlazy.bench.machine import Ceilings
+from tlazy.bench.operations import Pass
+from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 from tlazy.files import replacing
 
@@ -95,6 +97,22 @@ class Record:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
+def identity(problem: Problem, which: Pass, peer: str) -> Row:
+    """What a row says of what it measures: the values of KEY."""
+    operation = problem.operation
+    return {
+        "suite": problem.suite,
+        "op": operation.op,
+        "problem": problem.name,
+        "shape": operation.shape(),
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "pass": which,
+        "activation": operation.activation,
+        "layout": operation.layout,
+        "peer": peer,
+    }
+
+
 def key(row: Mapping[str, Any]) -> str:
     """What the row measures, as text."""
     return json.dumps([row[name] for name in KEY], sort_keys=True)
@@ -121,12 +139,8 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
         UserError: for records of different devices, which say nothing about each other.
     """
     check_same_device(old["machine"], new["machine"])
-    before = {key(row): row for row in old["rows"]}
     flagged = []
-    for row in new["rows"]:
-        was = before.get(key(row))
-        if was is None or was["status"] != "ok":
-            continue
+    for was, row in common(old, new["rows"]):
         if row["status"] != "ok":
             why = f"was ok, is {row['status']}: {row['note']}"
         elif row["q20_us"] > was["q80_us"] and row["median_us"] > SLOWER_BY * was["median_us"]:
@@ -137,9 +151,12 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
     return flagged
 
 
-def common(old: Mapping[str, Any], new: Mapping[str, Any]) -> int:
-    """How many rows both have."""
-    return len({key(row) for row in old["rows"]} & {key(row) for row in new["rows"]})
+def common(
+    old: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
+) -> list[tuple[Row, Mapping[str, Any]]]:
+    """Those of `rows` whose thing has a time in `old`, each after the old row of it."""
+    before = {key(row): row for row in old["rows"] if row["status"] == "ok"}
+    return [(before[key(row)], row) for row in rows if key(row) in before]
 
 
 def check_same_device(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

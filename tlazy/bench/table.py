@@ -14,10 +14,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlazy.bench.operations import Pass
-from tlazy.bench.suites import Problem
-from tlazy.report import units
+from tlazy.bench.suites import SINGLE, Problem
+from tlazy.report import comparison, units
 
 GROUP = ("suite", "op", "problem", "shape", "dtype", "pass", "activation", "layout")
+PASS_IN_WORDS: Mapping[Pass, str] = {
+    "forward": "forward pass",
+    "backward": "backward pass",
+    "full": "forward and backward pass",
+}
 NARROW = 160
 NUMBERS = ("median us", "20-80%", "TFLOP/s", "GB/s", "of floor", "peak", "error", "tlazy is")
 
@@ -29,17 +34,16 @@ def progress(
     """Say what is being measured: in place on a terminal, a line for each problem elsewhere."""
     console = Console(stderr=True)
     total = visits * sum(len(problem.passes) for problem in problems)
-    if console.is_terminal:
-        with console.status("measuring the machine's ceilings") as status:
-            counter = iter(range(1, total + 1))
-            yield lambda problem, which: status.update(
-                escape(f"{next(counter, total)}/{total} {problem.name}, {which}")
-            )
-        return
     numbers = iter(range(1, total + 1))
-    yield lambda problem, which: print(
-        f"{next(numbers, total)}/{total} {problem.name}, {which}", file=sys.stderr, flush=True
-    )
+
+    def line(problem: Problem, which: Pass) -> str:
+        return f"measuring {next(numbers, total)} of {total}: {_work(problem, which)}"
+
+    if console.is_terminal:
+        with console.status("starting") as status:
+            yield lambda problem, which: status.update(escape(line(problem, which)))
+        return
+    yield lambda problem, which: print(line(problem, which), file=sys.stderr, flush=True)
 
 
 def show(content: Mapping[str, Any], console: Console | None = None) -> None:
@@ -52,8 +56,10 @@ def show(content: Mapping[str, Any], console: Console | None = None) -> None:
     table.add_column("peer", no_wrap=True)
     for name in NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
-    for _, members in groupby(content["rows"], key=lambda row: [row[name] for name in GROUP]):
-        _add_group(table, list(members))
+    rows = content["rows"]
+    duels = {id(duel.peer): duel for problem in comparison.problems(rows) for duel in problem.duels}
+    for _, members in groupby(rows, key=lambda row: [row[name] for name in GROUP]):
+        _add_group(table, list(members), duels)
     console.print(table)
 
 
@@ -64,32 +70,42 @@ def show_flagged(flagged: Sequence[Mapping[str, Any]], common: int, old: Path | 
     print(f"{len(flagged)} of {common} measurements that {old} has too are worse")
 
 
-def _add_group(table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    ours = next((row for row in rows if row["peer"] == "tlazy"), None)
+def _add_group(
+    table: Table, rows: Sequence[Mapping[str, Any]], duels: Mapping[int, comparison.Duel]
+) -> None:
     for text, row in zip_longest(_description(rows[0]), rows):
         if row is None:
             table.add_row(text)
             continue
         peer = f"{row['peer']} ({row['backend']})" if row["backend"] else row["peer"]
-        cells = _cells(row, ours) if row["status"] == "ok" else _refusal(row)
+        cells = _cells(row, duels.get(id(row))) if row["status"] == "ok" else _refusal(row)
         table.add_row(text or "", escape(peer), *cells)
     table.add_section()
 
 
+def _work(problem: Problem, which: Pass) -> str:
+    """The operation, its shape, the pass and, of a suite, the problem's name."""
+    operation = problem.operation
+    name = "" if problem.suite == SINGLE else f" ({problem.name})"
+    return f"{operation.op} {_sizes(operation.shape())}{name}, {PASS_IN_WORDS[which]}"
+
+
+def _sizes(shape: Mapping[str, Any]) -> str:
+    """A shape as ``--shape`` takes it."""
+    return ",".join(str(value).lower() for value in shape.values()).removesuffix(",true")
+
+
 def _description(row: Mapping[str, Any]) -> list[str]:
     """The problem's name, its kind, and its shape as ``--shape`` takes it."""
-    shape = ",".join(str(value).lower() for value in row["shape"].values())
     kind = (row["op"], row["dtype"], row["pass"], row["activation"], row["layout"])
-    lines = (row["problem"], " ".join(filter(None, kind)), shape.removesuffix(",true"))
+    lines = (row["problem"], " ".join(filter(None, kind)), _sizes(row["shape"]))
     return [escape(line) for line in dict.fromkeys(lines)]
 
 
-def _cells(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> list[str]:
+def _cells(row: Mapping[str, Any], duel: comparison.Duel | None) -> list[str]:
     ratio = ""
-    if ours is not None and ours["status"] == "ok" and row is not ours:
-        times = row["median_us"] / ours["median_us"]
-        overlap = row["q20_us"] <= ours["q80_us"] and ours["q20_us"] <= row["q80_us"]
-        ratio = f"{times:.2f}x" + (" ~" if overlap else "")
+    if duel is not None and duel.speedup is not None:
+        ratio = f"{duel.speedup:.2f}x" + (" ~" if duel.verdict == "even" else "")
     floor, peak = row["floor_fraction"], row["peak_memory_bytes"]
     return [
         f"{row['median_us']:,.1f}",
@@ -115,7 +131,7 @@ def _caption(content: Mapping[str, Any]) -> str:
     whole = "" if content["complete"] else "\nincomplete: not everything was measured"
     return escape(
         f"{content['machine']['device']}{copied}; torch {versions['torch']}, triton "
-        f"{versions['triton']}\n'tlazy is': times as fast as the peer; ~ where the spreads "
-        f"overlap; 'of floor': the least possible time over the median; "
+        f"{versions['triton']}\n'tlazy is': times as fast as the peer; ~ no difference, the "
+        f"spreads overlap; 'of floor': the least possible time over the median; "
         f"'peak': memory that a call allocates, on a GPU{whole}"
     )

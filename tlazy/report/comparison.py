@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Row = Mapping[str, Any]
-Verdict = Literal["faster", "slower", "none"]
+Verdict = Literal["faster", "slower", "even", "none"]
+WORDS: Mapping[Verdict, str] = {
+    "faster": "faster",
+    "slower": "slower",
+    "even": "no difference",
+    "none": "no comparison",
+}
 US = "tlazy"
 
 
@@ -33,14 +40,17 @@ class Duel:
 
     @property
     def verdict(self) -> Verdict:
+        """How tlazy did; "even" where the spreads overlap and leave open which is faster."""
         if self.speedup is None:
             return "none"
-        return "faster" if self.speedup >= 1 else "slower"
+        if self.low <= 1 <= self.high:
+            return "even"
+        return "faster" if self.speedup > 1 else "slower"
 
     @property
-    def within_spread(self) -> bool:
-        """Whether the quantiles leave open which of the two is faster."""
-        return self.low <= 1 <= self.high
+    def words(self) -> str:
+        """The verdict as people read it."""
+        return WORDS[self.verdict]
 
     @property
     def missing(self) -> str:
@@ -74,12 +84,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Score:
-    """How tlazy did against one peer."""
+    """How tlazy did against one peer: each duel counts once, by its verdict."""
 
     peer: str
     faster: int
     slower: int
-    open: int
+    even: int
     missing: int
     mean: float | None
     worst: float | None
@@ -159,12 +169,13 @@ def _duel(problem: Problem, index: int, peer: Row) -> Duel:
 
 def _score(peer: str, duels: Sequence[Duel]) -> Score:
     ratios = [duel.speedup for duel in duels if duel.speedup is not None]
+    verdicts = Counter(duel.verdict for duel in duels)
     return Score(
         peer=peer,
-        faster=sum(duel.verdict == "faster" for duel in duels),
-        slower=sum(duel.verdict == "slower" for duel in duels),
-        open=sum(duel.within_spread for duel in duels),
-        missing=len(duels) - len(ratios),
+        faster=verdicts["faster"],
+        slower=verdicts["slower"],
+        even=verdicts["even"],
+        missing=verdicts["none"],
         mean=math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None,
         worst=min(ratios, default=None),
     )

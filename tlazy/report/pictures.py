@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FASTER, SLOWER, SOFT, DARK = "#1f7a4d", "#c0271d", "#575e68", "#8a5300"
+COLOUR_OF = {"faster": FASTER, "slower": SLOWER, "even": SOFT}
 COLOURS = (
     *("#2257bf", "#c2500f", "#17795e", "#9a2f8f", "#85690b", "#b0204e", "#4d5b6b", "#5b3fc4"),
     *("#0b7490", "#5f7310", "#8a4b2c"),
@@ -84,27 +85,27 @@ def _bar(axes: Axes, place: int, duel: Duel) -> None:
         status = duel.peer["status"] if duel.peer["status"] != "ok" else "tlazy has no time"
         axes.text(1.0, place, f"  no comparison: {status}", va="center", fontsize=8, color=DARK)
         return
-    wins = duel.verdict == "faster"
+    colour = COLOUR_OF[duel.verdict]
     axes.barh(
         place,
         duel.speedup - 1,
         left=1,
         height=0.62,
-        color=FASTER if wins else SLOWER,
-        hatch=None if wins else "////",
+        color=colour,
+        hatch="////" if duel.verdict == "slower" else None,
         edgecolor="white",
         linewidth=0,
     )
     spread = ([duel.speedup - duel.low], [duel.high - duel.speedup])
     axes.errorbar(duel.speedup, place, xerr=spread, color="black", linewidth=1.1, capsize=2.5)
     axes.annotate(
-        f"{units.times(duel.speedup)} {duel.verdict}",
+        f"{units.times(duel.speedup)} {duel.words}",
         (max(duel.high, 1.0), place),
         xytext=(5, 0),
         textcoords="offset points",
         va="center",
         fontsize=9,
-        color=FASTER if wins else SLOWER,
+        color=colour,
     )
 
 
@@ -142,6 +143,7 @@ def _tally(found: Sequence[Problem], shown: int) -> str:
     duels = [duel for problem in found for duel in problem.duels]
     parts = [
         f"{score.peer}: {score.faster} faster, {score.slower} slower"
+        + (f", {score.even} with no difference" if score.even else "")
         + (f", {score.missing} not compared" if score.missing else "")
         for score in scores(duels)
     ]

@@ -78,7 +78,7 @@ def _figure(heading: str, key: str, write: Callable[[Any], str]) -> Column:
 def _speedup(row: Row, duel: Duel | None) -> Cell:
     if duel is None or duel.speedup is None:
         return Cell("")
-    text = f"{units.times(duel.speedup)} {duel.verdict}"
+    text = f"{units.times(duel.speedup)} {duel.words}"
     return Cell(text, duel.speedup, duel.verdict)
 
 
