@@ -157,7 +157,9 @@ def _grad_sources(
     length, taps = out.shape[2], weight.shape[2]
 
     def of(found: Window | None, samples: int) -> Tensor:
-        part = torch.empty_like(out[:, :, :1].expand(-1, -1, samples), dtype=torch.float32)
+        shape = *out.shape[:2], samples
+        strides = layouts.strides_like(shape, out)
+        part = out.new_empty_strided(shape, strides, dtype=torch.float32)
         if found is None:
             return part.zero_()
         g = grad[:, :, found.outputs]
