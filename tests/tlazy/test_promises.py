@@ -127,6 +127,26 @@ def test_row_03_layers_that_a_list_got_later_stay_lazy_together(lib):
         net(X)
 
 
+@unlike_torch
+def test_row_01_keywords_several_inputs_and_shared_layers_are_one_tree(lib):
+    waiting = []
+
+    class Two(lib.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared, self.other = lib.LazyLinear(4), lib.Sequential(lib.LazyConv1d(4, 1))
+
+        def forward(self, x, *, series):
+            if type(x) is torch.Tensor:
+                waiting.append(sum(map(is_lazy, self.parameters())))
+            return self.shared(x), self.shared(2 * x), self.other(series["a"][0])
+
+    net = Two()
+    first, double, other = net(X, series={"a": [torch.ones(5, 7)]})
+    assert (first.shape, double.shape, other.shape) == ((5, 4), (5, 4), (4, 7))
+    assert waiting == [0]
+
+
 def shapes_only(lib, net, *shape):
     if lib is tlazy.nn:
         return tlazy.trace(net, tlazy.Spec(*shape)).output.shape
@@ -357,6 +377,17 @@ def test_row_07_the_seed_is_drawn_at_construction(lib):
         assert torch.equal(a, c)
 
 
+@unlike_torch
+def test_row_07_a_first_call_draws_nothing_and_a_copy_gets_the_same_weights(lib):
+    net = two_layers(lib)
+    early = copy.deepcopy(net)
+    before = torch.get_rng_state()
+    net(X)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert torch.equal(early(X), net(X))
+
+
 def test_row_08_a_given_seed_keys_each_parameter_by_its_path():
     def net(order):
         parts = {"a": nn.LazyLinear(3), "b": torch.nn.LazyLinear(3), "c": Normal(3)}
@@ -383,9 +414,12 @@ class Normal(nn.LazyLinear):
 
 @unlike_torch
 def test_row_09_a_checkpoint_materializes_fully(lib, monkeypatch):
-    donor = torch.nn.Sequential(torch.nn.Conv1d(4, 6, 3, groups=2), torch.nn.Linear(7, 2))
-    net = lib.Sequential(lib.LazyConv1d(6, 3, groups=2), lib.LazyLinear(2))
+    donor = [torch.nn.Conv1d(4, 6, 3, groups=2), torch.nn.Linear(7, 2), torch.nn.Linear(2, 3)]
+    donor = torch.nn.Sequential(*donor)
+    net = lib.Sequential(lib.LazyConv1d(6, 3, groups=2), lib.LazyLinear(2), torch.nn.LazyLinear(3))
     monkeypatch.setattr(tlazy.init, "fan_in_uniform_", None)
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", None)
+    monkeypatch.setattr(torch.nn.init, "uniform_", None)
     net.load_state_dict(donor.state_dict())
     assert repr(net) == repr(donor)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
@@ -514,6 +548,16 @@ def test_row_12_an_optimizer_built_first_steps_as_for_an_eager_model_or_refuses(
         assert torch.equal(a, b)
 
 
+@unlike_torch
+@pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.Muon])
+def test_row_12_an_optimizer_that_cannot_wait_names_the_next_step(lib, kind):
+    net = lib.Sequential(lib.LazyLinear(4, False))
+    with refused(net, (ValueError, RuntimeError), match=r"0\.weight: call tlazy\.materialize"):
+        kind(net.parameters())
+    net(X)
+    kind(net.parameters())
+
+
 CONVERSIONS = {
     "bfloat16": lambda net: net.bfloat16(),
     "type": lambda net: net.type(torch.bfloat16),
@@ -569,25 +613,37 @@ def test_row_14_a_custom_initializer_may_be_given_before_shapes_are_known(lib):
             torch.nn.init.ones_(module.weight)
 
     net = two_layers(lib)
+    net[2].requires_grad_(False)
     if lib is tlazy.nn:
         tlazy.materialize(net, X, init=ones)
     else:
         net.apply(ones)
         net(X)
     assert seen == [(4, 3), (2, 4)]
-    assert net[0].weight.unique().tolist() == [1.0]
+    assert all(net[i].weight.unique().tolist() == [1.0] for i in (0, 2))
+    assert [p.requires_grad for p in net.parameters()] == [True, True, False, False]
+
+
+class Plus100(nn.LazyLinear):
+    def forward(self, input):
+        return super().forward(input) + 100
+
+
+class TorchsPlus100(torch.nn.LazyLinear):
+    def forward(self, input):
+        return super().forward(input) + 100
 
 
 @unlike_torch
 def test_row_15_a_subclass_keeps_its_forward(lib):
-    class Plus100(lib.LazyLinear):
-        def forward(self, input):
-            return super().forward(input) + 100
-
-    layer = Plus100(3)
+    layer = Plus100(3) if lib is tlazy.nn else TorchsPlus100(3)
+    early = pickle.loads(pickle.dumps(layer))
     first = layer(X)
     assert torch.equal(layer(X), first)
     assert first.min() > 50
+    for other in (early, pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(X), first)
+        assert torch.equal(other(X), first)
 
 
 def saved(weights_only):
@@ -807,6 +863,25 @@ def test_row_20_labels_are_gone_once_shapes_are_known():
     assert all(vars(p) == {} for p in net.parameters())
 
 
+class Scale(torch.nn.Module):
+    def forward(self, x):
+        return x * self.weight
+
+
+class LazyScale(torch.nn.modules.lazy.LazyModuleMixin, Scale):
+    """A user's own lazy module, by torch's mixin."""
+
+    cls_to_become = Scale
+
+    def __init__(self):
+        super().__init__()
+        self.weight = UninitializedParameter()
+
+    def initialize_parameters(self, x):
+        self.weight.materialize(x.shape[1:])
+        torch.nn.init.constant_(self.weight, 2)
+
+
 @unlike_torch
 def test_row_21_torchs_own_lazy_modules_go_through_the_same_step(lib):
     def fail(x):
@@ -817,19 +892,22 @@ def test_row_21_torchs_own_lazy_modules_go_through_the_same_step(lib):
         torch.nn.LazyConv2d(4, 3),
         torch.nn.LazyBatchNorm2d(),
         torch.nn.Flatten(),
+        LazyScale(),
         torch.nn.LazyLinear(3),
         Watch(fail),
     )
     with refused(net, ArithmeticError):
         net(torch.ones(2, 3, 8, 8))
-    net.pop(4)
+    net.pop(5)
     assert net(torch.ones(2, 3, 8, 8)).shape == (2, 3)
     assert [type(m) for m in net] == [
         torch.nn.Conv2d,
         torch.nn.BatchNorm2d,
         torch.nn.Flatten,
+        Scale,
         torch.nn.Linear,
     ]
+    assert net[3].weight.tolist() == [2.0] * 144
 
 
 class Decides(nn.Module):
@@ -887,6 +965,26 @@ def test_row_23_branches_that_are_never_visited_are_reported():
         plan = tlazy.trace(net, X)
     assert plan.unvisited == ["down"]
     assert plan.to_dict()["unvisited"] == ["down"]
+
+
+@unlike_torch
+def test_row_24_a_model_that_has_only_shapes_can_be_sharded_and_trained(lib, one_process):
+    torch.manual_seed(0)
+    net = two_layers(lib)
+    if lib is tlazy.nn:
+        tlazy.trace(net, tlazy.Spec(5, 3)).materialize(device="meta")
+    fully_shard(net)
+    net.to_empty(device="cpu")
+    if lib is tlazy.nn:
+        tlazy.initialize(net, seed=0)
+        expected = tlazy.materialize(two_layers(lib), X, seed=0).model.state_dict()
+        for name, part in net.state_dict().items():
+            assert torch.equal(part.full_tensor(), expected[name])
+    before = [p.full_tensor().detach().clone() for p in net.parameters()]
+    net(X).square().sum().backward()
+    torch.optim.SGD(net.parameters(), lr=0.1).step()
+    now = [p.full_tensor() for p in net.parameters()]
+    assert all(not torch.equal(a, b) for a, b in zip(before, now, strict=True))
 
 
 def test_row_25_a_wrong_first_batch_can_be_taken_back():
