@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -69,8 +70,19 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
             if not has_data(model, (args, kwargs)):
                 raise
             reason = str(error)
-        warnings.warn(f"{reason}. It is run once for real instead", stacklevel=2)
+        said = f"{reason.rstrip('.')}. It is run once for real instead"
+        warnings.warn(said, stacklevel=_level_of_the_caller())
         return DryRun(model, reason).run(args, kwargs)
+
+
+def _level_of_the_caller() -> int:
+    """How many frames above :func:`trace` the first line is that is neither tlazy's nor torch's."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_globals.get("__name__", "").partition(".")[0] in ("tlazy", "torch"):
+        if frame.f_back is None:
+            break
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def materialize(

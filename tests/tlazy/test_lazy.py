@@ -424,6 +424,46 @@ def test_control_flow_on_values_takes_one_real_dry_run_and_says_so():
     assert plan.to_dict()["dry_run"] == plan.dry_run
 
 
+class AsksForANumber(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.layer(x) * x.max().item()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, x: net(x),
+        lambda net, x: tlazy.trace(net, x),
+        lambda net, x: tlazy.materialize(net, x),
+    ],
+    ids=["first call", "trace", "materialize"],
+)
+def test_the_warning_of_a_dry_run_points_at_the_line_that_made_the_call(call, inside):
+    net = torch.nn.Sequential(AsksForANumber()) if inside else AsksForANumber()
+    with pytest.warns(UserWarning, match="run once for real") as caught:
+        call(net, torch.ones(2, 5))
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert warning.lineno == call.__code__.co_firstlineno
+    assert ".." not in str(warning.message)
+
+
+@pytest.mark.parametrize("ask", [torch.Tensor.item, torch.Tensor.numpy])
+def test_the_reason_of_a_dry_run_ends_in_one_full_stop(ask):
+    class Asks(nn.LazyLinear):
+        def forward(self, input):
+            ask(input.detach().max())
+            return super().forward(input)
+
+    with pytest.warns(UserWarning, match=r"[^.]\. It is run once for real instead$"):
+        Asks(3)(torch.ones(2, 5))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_network_with_a_scripted_part_takes_a_real_dry_run():
     net = nn.Sequential(nn.LazyLinear(4), torch.jit.script(torch.nn.Linear(4, 3)))
