@@ -122,9 +122,10 @@ def dematerialize(model: torch.nn.Module) -> list[str]:
     """Make every layer of `model` lazy again that a trace, a first call or a file has shaped.
 
     For after a wrong first batch. Parameters stay the objects that they are, so an optimizer goes
-    on holding them; its state for them, and their gradients, have lost their meaning: the latter
-    are dropped here. What the layers get afterwards is drawn from the seeds of their construction.
-    Layers of a copy (deepcopy, pickle) that was made afterwards are not known to have been lazy.
+    on holding them; its state for them, and their gradients, have lost their meaning. The latter
+    are dropped here; an optimizer that has stepped has to be built anew. What the layers get
+    afterwards is drawn from the seeds of their construction. Layers of a copy (deepcopy, pickle)
+    that was made afterwards are not known to have been lazy.
 
     Returns:
         the paths of these layers.

@@ -24,6 +24,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.utils.checkpoint import checkpoint
 
 import tlazy
+from tests.tlazy.lazy_models import LazyScale, Scale
 from tests.tlazy.snapshot import refused, snapshot
 from tlazy import nn
 
@@ -157,14 +158,18 @@ def shapes_only(lib, net, *shape):
 @unlike_torch
 def test_row_02_a_trace_computes_nothing_and_changes_nothing(lib):
     net = lib.Sequential(
+        torch.nn.BatchNorm1d(3),  # which counts batches
         torch.nn.Linear(3, 1 << 30, device="meta"),
         torch.nn.Dropout(0.5),
         lib.LazyLinear(1 << 30),
         torch.nn.LazyBatchNorm1d(),
     )
+    seen = []
+    net[2].register_forward_hook(lambda module, args, out: seen.append(out.shape))
     before = snapshot(net)
     assert shapes_only(lib, net, 8, 3) == (8, 1 << 30)
     assert snapshot(net) == before
+    assert seen == []
 
 
 @unlike_torch
@@ -863,25 +868,6 @@ def test_row_20_labels_are_gone_once_shapes_are_known():
     assert all(vars(p) == {} for p in net.parameters())
 
 
-class Scale(torch.nn.Module):
-    def forward(self, x):
-        return x * self.weight
-
-
-class LazyScale(torch.nn.modules.lazy.LazyModuleMixin, Scale):
-    """A user's own lazy module, by torch's mixin."""
-
-    cls_to_become = Scale
-
-    def __init__(self):
-        super().__init__()
-        self.weight = UninitializedParameter()
-
-    def initialize_parameters(self, x):
-        self.weight.materialize(x.shape[1:])
-        torch.nn.init.constant_(self.weight, 2)
-
-
 @unlike_torch
 def test_row_21_torchs_own_lazy_modules_go_through_the_same_step(lib):
     def fail(x):
@@ -907,7 +893,7 @@ def test_row_21_torchs_own_lazy_modules_go_through_the_same_step(lib):
         Scale,
         torch.nn.Linear,
     ]
-    assert net[3].weight.tolist() == [2.0] * 144
+    assert net[3].weight.tolist() == [3.0] * 144
 
 
 class Decides(nn.Module):
@@ -1009,6 +995,20 @@ def test_row_25_a_wrong_first_batch_can_be_taken_back():
     optimizer.step()
     assert not torch.equal(net[0].weight, expected[0].weight)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+
+
+def test_row_25_an_optimizer_that_has_stepped_is_built_anew_for_another_width():
+    net = two_layers(nn, 64)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(X).square().sum().backward()
+    optimizer.step()
+    tlazy.dematerialize(net)
+    net(torch.randn(5, 9)).square().sum().backward()
+    with pytest.raises(RuntimeError, match=r"\(3\) must match .* \(9\)"):
+        optimizer.step()
+    held = [p.detach().clone() for p in net.parameters()]
+    torch.optim.AdamW(net.parameters()).step()
+    assert not any(torch.equal(a, b) for a, b in zip(held, net.parameters(), strict=True))
 
 
 def test_row_25_torchs_layers_meta_parameters_and_tied_ones_are_taken_back_too():
