@@ -12,3 +12,12 @@ def exact_fp32():
     yield
     for switch, value in zip(switches, before, strict=True):
         switch.fp32_precision = value
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
