@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 
 import tlazy
@@ -55,7 +56,8 @@ def test_row_08_a_given_seed_keys_each_parameter_by_its_path():
 
 
 @unlike_torch
-def test_row_14_a_custom_initializer_may_be_given_before_shapes_are_known(lib):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_row_14_a_custom_initializer_may_be_given_before_shapes_are_known(lib, frozen):
     seen = []
 
     def ones(module):
@@ -64,7 +66,8 @@ def test_row_14_a_custom_initializer_may_be_given_before_shapes_are_known(lib):
             torch.nn.init.ones_(module.weight)
 
     net = two_layers(lib)
-    net[2].requires_grad_(False)
+    if frozen:
+        net[2].requires_grad_(False)
     if lib is tlazy.nn:
         tlazy.materialize(net, X, init=ones)
     else:
@@ -72,4 +75,4 @@ def test_row_14_a_custom_initializer_may_be_given_before_shapes_are_known(lib):
         net(X)
     assert seen == [(4, 3), (2, 4)]
     assert all(net[i].weight.unique().tolist() == [1.0] for i in (0, 2))
-    assert [p.requires_grad for p in net.parameters()] == [True, True, False, False]
+    assert [p.requires_grad for p in net.parameters()] == [True, True] + 2 * [not frozen]
