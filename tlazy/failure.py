@@ -62,10 +62,13 @@ def failed_calls(error: Exception) -> Iterator[tuple[torch.nn.Module, Inputs]]:
             yield values["self"], (values["args"], values["kwargs"])
 
 
-def lacks_tensors(module: torch.nn.Module, inputs: Inputs) -> bool:
-    """Whether a module of torch's or tlazy's, which all take tensors, has been given none."""
-    library = type(module).__module__.startswith(("torch.nn.", "tlazy.nn."))
-    return library and not _tensors(inputs)
+def takes_tensors(module: torch.nn.Module) -> bool:
+    """Whether it is one of torch's or tlazy's modules, which all do."""
+    return type(module).__module__.startswith(("torch.nn.", "tlazy.nn."))
+
+
+def tensors_in(inputs: Inputs) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def shown(inputs: Inputs) -> str:
@@ -117,10 +120,6 @@ def _own(module: torch.nn.Module) -> list[Any]:
         return [t for t in tensors if t is not None and (t.is_floating_point() or t.is_complex())]
 
 
-def _tensors(inputs: Inputs) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-
-
 def _kind(tensor: Tensor) -> str:
     return f"{_dtype(tensor)} on {tensor.device}"
 
@@ -130,7 +129,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _way_out(error: Exception, module: torch.nn.Module, inputs: Inputs) -> str:
-    given, own, text = _tensors(inputs), _own(module), str(error)
+    given, own, text = tensors_in(inputs), _own(module), str(error)
     if not given:
         return pass_a_tensor(inputs)
     if own and given[0].device != own[0].device and "device" in text:

@@ -28,10 +28,11 @@ from tlazy.failure import (
     Inputs,
     explain,
     failed_calls,
-    lacks_tensors,
     pass_a_tensor,
     place_of,
     shown,
+    takes_tensors,
+    tensors_in,
 )
 from tlazy.isolation import ending_with, no_modes
 from tlazy.nn.pending import is_pending
@@ -153,19 +154,19 @@ class Recorder:
         """Say in the message which call has failed; raise what torch would, where that is another.
 
         Raises:
-            TypeError: where a module that takes tensors was given none.
+            TypeError: where the model was given none, and a module that takes tensors failed of it.
             NotImplementedError: for integers in a batch norm.
         """
         calls = ((m, given) for m, given in failed_calls(error) if self.shadow.knows(m))
-        shell, inputs = next(calls, (self.shadow.root, inputs))
+        shell, given = next(calls, (self.shadow.root, inputs))
         path, module = self.shadow.path(shell), self.shadow.original(shell)
-        if lacks_tensors(module, inputs):
+        if takes_tensors(module) and not tensors_in(inputs):
             raise TypeError(
                 f"{place_of(self.model, path, module)} takes a tensor, and was called with "
-                f"{shown(inputs)}: {pass_a_tensor(inputs)}; {UNCHANGED}"
+                f"{shown(given)}: {pass_a_tensor(given)}; {UNCHANGED}"
             ) from None
-        said = _as_torch_says(error, module, inputs)
-        explain(said, self.model, path, module, inputs)
+        said = _as_torch_says(error, module, given)
+        explain(said, self.model, path, module, given)
         if said is not error:
             raise said from None
 
@@ -368,10 +369,10 @@ def unseen_by_checkpointing() -> Iterator[None]:
 
 def _as_torch_says(error: Exception, module: torch.nn.Module, inputs: Inputs) -> Exception:
     """`error`, or what real tensors make of it where fake ones go another way."""
-    x = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
     norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-    if norm and type(error) is RuntimeError and x is not None and not x.is_floating_point():
-        return NotImplementedError(f'"batch_norm" not implemented for {x.dtype}')
+    others = [x.dtype for x in tensors_in(inputs) if not x.is_floating_point()]
+    if norm and type(error) is RuntimeError and others:
+        return NotImplementedError(f'"batch_norm" not implemented for {others[0]}')
     return error
 
 

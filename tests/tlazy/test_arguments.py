@@ -171,3 +171,20 @@ def test_a_forward_that_takes_no_tensors_is_traced():
     assert tlazy.trace(Positions(), 5).output.shape == (5,)
     with pytest.raises(AttributeError, match=r"'nothing'\n  in Breaks, called with 5\n"):
         tlazy.trace(Breaks(), 5)
+
+
+def test_a_forward_that_forgets_the_tensor_is_shown_in_the_traceback():
+    class Forgets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LazyLinear(2)
+
+        def forward(self, x):
+            return self.layer(x.shape[-1])  # here
+
+    words = (
+        r"input must be a torch\.Tensor, got an int \(3\)\n  in layer \(LazyLinear\), called with 3"
+    )
+    with pytest.raises(TypeError, match=words) as caught:
+        Forgets()(X)
+    assert any("# here" in line for line in traceback.format_exception(caught.value))
