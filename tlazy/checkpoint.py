@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from tlazy.arguments import check_model
+from tlazy.arguments import check_model, check_path
 from tlazy.files import replacing
 from tlazy.nn.staging import Staging
 from tlazy.nn.state_dict import load_all_or_nothing, stage_state_dict
@@ -36,7 +36,7 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     that share memory are written once.
 
     Raises:
-        TypeError: for a model that is no module.
+        TypeError: for a model that is no module, a path that is none.
         ValueError: where `model` is still lazy or has tensors without data, and for an extra state
             that is no tensor; names the first one.
         OSError: where the file cannot be written.
@@ -53,6 +53,7 @@ def save(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     )
     """
     check_model(model)
+    check_path("path", path)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise ValueError(
@@ -102,13 +103,14 @@ def load(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
             (``model.safetensors.index.json``), whose shards lie beside it.
 
     Raises:
-        TypeError: for a model that is no module.
+        TypeError: for a model that is no module, a path that is none.
         RuntimeError: for a shape that contradicts the model (key, expected and found shape), and
             for missing or unexpected keys.
         safetensors.SafetensorError: for a file that is truncated or not in this format.
         OSError: for one that cannot be read.
     """
     check_model(model)
+    check_path("path", path)
     fill(model, path, None)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from tlazy.arguments import check_tensor
 from tlazy_kernels.environment import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPES, SUPPORTED_DTYPES
 
 BackendName = Literal["auto", "triton", "aten"]
@@ -64,12 +65,14 @@ def backend_of(x: Tensor) -> Backend:
     """What the functions of ``tlazy.nn.functional`` would run for `x` now, and why.
 
     Raises:
+        TypeError: for anything else than a tensor.
         RuntimeError: where ``tlazy.backend("triton")`` is asked for and cannot be had.
 
     >>> import torch, tlazy
     >>> tlazy.backend_of(torch.zeros(2)).name
     'aten'
     """
+    check_tensor("x", x)
     if _requested == "aten":
         return Backend("aten", "requested with tlazy.backend('aten')")
     if _requested == "auto" and not x.is_cuda:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import Parameter, is_lazy
 
-from tlazy.arguments import check_model
+from tlazy.arguments import check_init, check_model, check_seed
 from tlazy.isolation import plain_torch, seeded
 from tlazy.sharding import is_sharded, shard_like
 
@@ -77,7 +77,7 @@ def initialize(
             ``materialize``; one without ``reset_parameters`` has none.
 
     Raises:
-        TypeError: for a model that is no module.
+        TypeError: for a model that is no module, a seed that is no integer.
         RuntimeError: for a tensor without memory, and for a module that does not know its initial
             values; nothing has changed then.
 
@@ -89,6 +89,8 @@ def initialize(
     tensor(True)
     """
     check_model(model)
+    seed = check_seed(seed)
+    check_init(init)
     modules = {path: module for path, module in model.named_modules() if _tensors(module)}
     for path, module in modules.items():
         _check_ready(path, module, init)

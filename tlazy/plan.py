@@ -12,6 +12,14 @@ import torch
 
 from tlazy import checkpoint as checkpoints
 from tlazy import init as initialization
+from tlazy.arguments import (
+    check_device,
+    check_init,
+    check_parameter_dtype,
+    check_path,
+    check_seed,
+)
+from tlazy.failure import add_place, named
 from tlazy.isolation import same_randomness_after
 from tlazy.nn.commit import all_or_nothing
 from tlazy.nn.pending import Undo, is_pending, pending_modules
@@ -134,12 +142,19 @@ class Trace:
             device, dtype: of the new tensors, where they should not be their placeholders' own.
 
         Raises:
+            TypeError: for an argument of another kind than these.
             ValueError: for `checkpoint` together with `seed` or `init`.
             RuntimeError: where the model is no longer what was traced; says what has changed.
             RuntimeError, OSError, safetensors.SafetensorError: as :func:`tlazy.load`.
         """
         if checkpoint is not None and (seed is not None or init is not None):
             raise ValueError("a checkpoint leaves nothing to seed or init: give one or the other")
+        seed = None if seed is None else check_seed(seed)
+        check_init(init)
+        check_parameter_dtype(dtype)
+        if checkpoint is not None:
+            check_path("checkpoint", checkpoint)
+        device = None if device is None else check_device(device)
         with all_or_nothing() as restorers, same_randomness_after(only_on_failure=True):
             staging = self._stage(seed, init, device, dtype, initialize=checkpoint is None)
             if checkpoint is None:
@@ -194,13 +209,3 @@ def _naming(path: str, module: torch.nn.Module) -> Iterator[None]:
     except Exception as error:
         add_place(error, named(path, type(module).__name__))
         raise
-
-
-def named(path: str, layer: str) -> str:
-    return f"{path} ({layer})" if path else layer
-
-
-def add_place(error: Exception, place: str) -> None:
-    """Say in the message where an error came from; the exception stays the one it is."""
-    if len(error.args) == 1 and isinstance(error.args[0], str):
-        error.args = (f"{error.args[0]}\n  in {place}; no parameter has been created or changed",)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from math import prod
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -22,11 +22,23 @@ from torch.nn.parameter import Parameter, is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tlazy.arguments import check_device, check_dtype
+from tlazy.failure import (
+    UNCHANGED,
+    Inputs,
+    explain,
+    failed_calls,
+    pass_a_tensor,
+    place_of,
+    shown,
+    takes_tensors,
+    tensors_in,
+)
 from tlazy.isolation import ending_with, no_modes
 from tlazy.nn.pending import is_pending
 from tlazy.nn.placeholder import blank
 from tlazy.nn.staging import Staging
-from tlazy.plan import LazyCall, Row, Trace, add_place, named
+from tlazy.plan import LazyCall, Row, Trace
 from tlazy.shadow import Shadow
 
 _UNTRACEABLE = (
@@ -56,6 +68,10 @@ class Spec:
         shape: sizes, one by one or as one tuple.
         dtype, device: of the tensor that it stands for.
 
+    Raises:
+        TypeError: for sizes that are no integers, or a dtype that is none.
+        RuntimeError: for a negative size, or a device that torch does not know.
+
     >>> Spec(8, 3, 150)
     Spec(8, 3, 150, dtype=torch.float32, device='cpu')
     """
@@ -66,16 +82,27 @@ class Spec:
         dtype: torch.dtype = torch.float32,
         device: Any = "cpu",
     ) -> None:
-        sizes: Any = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-        if any(size < 0 for size in sizes):
-            raise RuntimeError(f"sizes of a Spec must not be negative, got {tuple(sizes)}")
-        self.shape = torch.Size(sizes)
-        self.dtype = dtype
-        self.device = torch.device(device)
+        self.shape = torch.Size(_sizes_of_a_spec(shape))
+        self.dtype = check_dtype(dtype)
+        self.device = check_device(device)
 
     def __repr__(self) -> str:
         sizes = "".join(f"{size}, " for size in self.shape)
         return f"Spec({sizes}dtype={self.dtype}, device='{self.device}')"
+
+
+def _sizes_of_a_spec(shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    listed = len(shape) == 1 and isinstance(shape[0], Sequence) and not isinstance(shape[0], str)
+    sizes = tuple(shape[0]) if listed else shape
+    integers = (int, torch.SymInt, SupportsIndex)
+    if not shape or not all(isinstance(size, integers) for size in sizes):
+        got = ", ".join(map(repr, shape)) or "nothing; Spec(()) stands for a tensor of one value"
+        raise TypeError(f"shape must be integers, as in Spec(8, 3) or Spec((8, 3)), got {got}")
+    if any(size < 0 for size in sizes):
+        raise RuntimeError(
+            f"shape must not have negative sizes, got {sizes}: pass some as in Spec(8, 3)"
+        )
+    return sizes
 
 
 class Recorder:
@@ -119,9 +146,29 @@ class Recorder:
                     f"the forward of {self._place()} cannot be traced, because it takes the values "
                     f"of tensors elsewhere: {error}"
                 ) from error
-            add_place(error, self._place())
+            self._explain(error, (args, kwargs))
             raise
         return Trace(self.model, self.rows, self._meta(output), self.calls, self.dry_run)
+
+    def _explain(self, error: Exception, inputs: Inputs) -> None:
+        """Say in the message which call has failed; raise what torch would, where that is another.
+
+        Raises:
+            TypeError: where the model was given none, and a module that takes tensors failed of it.
+            NotImplementedError: for integers in a batch norm.
+        """
+        calls = ((m, given) for m, given in failed_calls(error) if self.shadow.knows(m))
+        shell, given = next(calls, (self.shadow.root, inputs))
+        path, module = self.shadow.path(shell), self.shadow.original(shell)
+        if takes_tensors(module) and not tensors_in(inputs):
+            raise TypeError(
+                f"{place_of(self.model, path, module)} takes a tensor, and was called with "
+                f"{shown(given)}: {pass_a_tensor(given)}; {UNCHANGED}"
+            ) from None
+        said = _as_torch_says(error, module, given)
+        explain(said, self.model, path, module, given)
+        if said is not error:
+            raise said from None
 
     def _fake(self, value: Any) -> Any:
         """The fake of a tensor or a Spec; a placeholder stays one; anything else is itself."""
@@ -163,6 +210,8 @@ class Recorder:
     def _infer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         """Give a lazy module of the shadow its shapes, and remember the call for the real one."""
         args, kwargs = self._meta((args, kwargs))
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase):
+            module._check_input_dim(*args, **kwargs)  # the lazy ones go by the sizes before that
         self.calls.append(
             LazyCall(self.shadow.path(module), self.shadow.original(module), args, kwargs)
         )
@@ -216,9 +265,10 @@ class Recorder:
             return tree_map(convert, tree)
 
     def _place(self) -> str:
-        if not self.stack:
-            return type(self.model).__name__
-        return named(*((row := self.stack[-1][0]).path, row.layer))
+        path, module = "", self.model
+        if self.stack:
+            path, module = self.stack[-1][0].path, self.shadow.original(self.stack[-1][1])
+        return place_of(self.model, path, module)
 
 
 class DryRun(Recorder):
@@ -315,6 +365,15 @@ def unseen_by_checkpointing() -> Iterator[None]:
     with ending_with(remove):
         autograd._push_saved_tensors_default_hooks(itself, itself)
         yield
+
+
+def _as_torch_says(error: Exception, module: torch.nn.Module, inputs: Inputs) -> Exception:
+    """`error`, or what real tensors make of it where fake ones go another way."""
+    norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    others = [x.dtype for x in tensors_in(inputs) if not x.is_floating_point()]
+    if norm and type(error) is RuntimeError and others:
+        return NotImplementedError(f'"batch_norm" not implemented for {others[0]}')
+    return error
 
 
 def _home_device(model: torch.nn.Module, inputs: Any) -> torch.device:

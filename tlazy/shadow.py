@@ -79,6 +79,10 @@ class Shadow:
             if self._is_copied(module) and not isinstance(module, torch.jit.ScriptModule)
         ]
 
+    def knows(self, module: torch.nn.Module) -> bool:
+        """Whether `module` is a copy; a forward may call modules that it has just made."""
+        return id(module) in self._modules
+
     def path(self, module: torch.nn.Module) -> str:
         return self._modules[id(module)][1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -69,8 +70,19 @@ def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:
             if not has_data(model, (args, kwargs)):
                 raise
             reason = str(error)
-        warnings.warn(f"{reason}. It is run once for real instead", stacklevel=2)
+        said = f"{reason.rstrip('.')}. It is run once for real instead"
+        warnings.warn(said, stacklevel=_level_of_the_caller())
         return DryRun(model, reason).run(args, kwargs)
+
+
+def _level_of_the_caller() -> int:
+    """How many frames above :func:`trace` the first line is that is neither tlazy's nor torch's."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_globals.get("__name__", "").partition(".")[0] in ("tlazy", "torch"):
+        if frame.f_back is None:
+            break
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def materialize(
@@ -110,9 +122,10 @@ def dematerialize(model: torch.nn.Module) -> list[str]:
     """Make every layer of `model` lazy again that a trace, a first call or a file has shaped.
 
     For after a wrong first batch. Parameters stay the objects that they are, so an optimizer goes
-    on holding them; its state for them, and their gradients, have lost their meaning: the latter
-    are dropped here. What the layers get afterwards is drawn from the seeds of their construction.
-    Layers of a copy (deepcopy, pickle) that was made afterwards are not known to have been lazy.
+    on holding them; its state for them, and their gradients, have lost their meaning. The latter
+    are dropped here; an optimizer that has stepped has to be built anew. What the layers get
+    afterwards is drawn from the seeds of their construction. Layers of a copy (deepcopy, pickle)
+    that was made afterwards are not known to have been lazy.
 
     Returns:
         the paths of these layers.

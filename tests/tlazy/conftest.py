@@ -1,4 +1,3 @@
-import resource
 from contextlib import contextmanager
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 @pytest.fixture
 def full_disk():
     """A context in which no file grows beyond a page: each write fails as on a full disk."""
+    resource = pytest.importorskip("resource")
 
     @contextmanager
     def full():
@@ -40,3 +40,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()

@@ -4,6 +4,7 @@ import linecache
 import logging
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -117,17 +118,26 @@ ACTIONS = {
 }
 
 
+@contextmanager
+def interrupted_by(stop):
+    """Trace the block by `stop`, and expect that an interrupt leaves it where `stop` raised one."""
+    came = False
+    sys.settrace(stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        came = True
+    finally:
+        sys.settrace(None)
+    assert came is (stop.place is not None), stop.place
+
+
 def interrupted(name, state, path, line):
     """A model in the middle of whose change an interrupt came, its snapshot before, and where."""
     net = called(lazy()) if name == "dematerialize" else lazy()
     before, stop = snapshot(net), InterruptAt(line)
-    try:
-        sys.settrace(stop)
+    with interrupted_by(stop):
         ACTIONS[name](net, state, path)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
     return net, before, stop
 
 
@@ -192,12 +202,9 @@ def test_a_second_interrupt_waits_until_the_first_one_has_been_undone(monkeypatc
         net, stop = lazy(), InterruptAt(line)
         plan = tlazy.trace(net, X)
         before = snapshot(net)
-        try:
+        with pytest.raises(KeyboardInterrupt):
             plan.materialize()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(None)
+        sys.settrace(None)
         assert surroundings() == outside, stop.place
         assert snapshot(net) == before, stop.place
         if stop.place is None:

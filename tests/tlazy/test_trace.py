@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tlazy
+from tests.tlazy.lazy_models import LazyScale, Scale
 from tests.tlazy.snapshot import refused, snapshot
 from tlazy import nn
 
@@ -391,7 +392,7 @@ def test_a_plan_serves_once():
 
 def test_a_failed_materialize_of_anyones_tree_changes_nothing():
     net = torch.nn.Sequential(*mixed())
-    with refused(net, ValueError, match=r"expected 4D input.*\n  in 1 \(BatchNorm2d\)"):
+    with refused(net, ValueError, match=r"expected 4D input.*\n  in 1 \(LazyBatchNorm2d\)"):
         tlazy.materialize(net, tlazy.Spec(2, 3, 6))
 
 
@@ -437,26 +438,6 @@ def test_an_initializer_sees_each_new_layer_once_with_its_shape_and_class():
 
 
 def test_a_layer_of_a_users_own_goes_through_the_same_trace():
-    class Scale(torch.nn.Module):
-        def __init__(self, *args):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.empty(0))
-
-        def forward(self, x):
-            return x * self.weight
-
-    class LazyScale(torch.nn.modules.lazy.LazyModuleMixin, Scale):
-        cls_to_become = Scale
-
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.UninitializedParameter()
-
-        def initialize_parameters(self, x):
-            self.width = x.shape[-1]
-            self.weight.materialize((self.width,))
-            torch.nn.init.constant_(self.weight, 3)
-
     net = nn.Sequential(LazyScale(), nn.LazyLinear(2))
     net(torch.ones(4, 5))
     assert type(net[0]) is Scale

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tlazy.arguments import check_tensor
 from tlazy.nn import functional as F
 from tlazy.nn.layer import Layer, activated
 from tlazy.nn.lazy import LazyModuleMixin
+
+_PADDINGS = ("valid", "same", "causal")
 
 
 class Conv1d(Layer, torch.nn.Conv1d):
@@ -48,6 +51,10 @@ class Conv1d(Layer, torch.nn.Conv1d):
         activation: F.Activation | None = None,
     ) -> None:
         F.check_activation(activation)
+        if isinstance(padding, str) and padding not in _PADDINGS:
+            raise ValueError(
+                f"Invalid padding string {padding!r}, should be an int or one of {_PADDINGS}"
+            )
         causal = padding == "causal"
         super().__init__(
             in_channels,
@@ -134,6 +141,11 @@ class ConvTranspose1d(Layer, torch.nn.ConvTranspose1d):
         activation: F.Activation | None = None,
     ) -> None:
         F.check_activation(activation)
+        if isinstance(padding, str):  # torch's takes it, and raises this when it is called
+            raise TypeError(
+                f"padding must be an int or have one element, got {padding!r}: a transposed "
+                "convolution cuts that many samples off both ends"
+            )
         super().__init__(
             in_channels,
             out_channels,
@@ -213,9 +225,11 @@ class _LazyConv(LazyModuleMixin):
         """Give the parameters the shapes that `input`, (N, in_channels, L), asks for.
 
         Raises:
+            TypeError: for an input that is no tensor.
             RuntimeError: unless `input` has 2 (unbatched) or 3 dimensions.
             ValueError: where `groups` does not divide in_channels.
         """
+        check_tensor("input", input)
         if input.dim() not in (2, 3):
             raise RuntimeError(
                 f"Expected 2D (unbatched) or 3D (batched) input to {type(self).__name__}, but "

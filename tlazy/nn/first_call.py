@@ -12,11 +12,13 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from tlazy import init
+from tlazy.failure import explain, failed_calls
 from tlazy.isolation import plain_torch
 from tlazy.nn.commit import all_or_nothing, take_back
 from tlazy.nn.pending import (
     Trial,
     Undo,
+    being_called,
     is_pending,
     materializing,
     pending_modules,
@@ -147,20 +149,10 @@ def _let_interrupted_stand() -> None:
     running = sys._current_frames()
     for module, trial in list(trials.items()):
         here = trial.thread == threading.get_ident()
-        if trial.thread not in running or (here and not _is_being_called(module)):
+        called = any(other is module for other in being_called())
+        if trial.thread not in running or (here and not called):
             del trials[module]
             stop_waiting(module)
-
-
-def _is_being_called(module: torch.nn.Module) -> bool:
-    """Whether a call of `module` is under way in this thread."""
-    frame: Any = sys._getframe()
-    while frame is not None:
-        is_call = frame.f_code is torch.nn.Module._call_impl.__code__
-        if is_call and frame.f_locals.get("self") is module:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _is_functional(pending: Mapping[str, torch.nn.Module]) -> bool:
@@ -171,6 +163,14 @@ def _is_functional(pending: Mapping[str, torch.nn.Module]) -> bool:
         for tensor in (*module._parameters.values(), *module._buffers.values())
     ]
     return any(map(swapped, pending.values())) and not any(map(is_lazy, tensors))
+
+
+def _explain(error: Any, root: torch.nn.Module, args: Any) -> None:
+    """Say in the message of `error` which call below `root` has failed, and that it is undone."""
+    paths = {module: path for path, module in root.named_modules()}
+    calls = ((module, inputs) for module, inputs in failed_calls(error) if module in paths)
+    module, inputs = next(calls, (root, (args, {})))
+    explain(error, root, paths[module], module, inputs)
 
 
 @_outside_of_graphs
@@ -184,6 +184,7 @@ def end_of_first_call(module: torch.nn.Module, args: Any, output: Any) -> None:
         failed = error is not None and error is not trial.outer
         if failed and trial.undo is not None:
             trial.undo()
+            _explain(error, module, args)
             return
         del trials[module]
         if not failed:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tlazy.arguments import check_tensor
 from tlazy.nn import functional as F
 from tlazy.nn.layer import Layer, activated
 from tlazy.nn.lazy import LazyModuleMixin
@@ -93,9 +94,11 @@ class LazyLinear(LazyModuleMixin, Linear):  # type: ignore[misc]
         """Give the parameters the shapes that `input`, shape (*, in_features), asks for.
 
         Raises:
+            TypeError: for an input that is no tensor.
             RuntimeError: for an input without dimensions, or one that contradicts a weight that
                 another layer has already shaped.
         """
+        check_tensor("input", input)
         if input.dim() == 0:
             raise RuntimeError(f"Expected an input of at least 1 dimension to {self}, got a scalar")
         in_features = input.shape[-1]

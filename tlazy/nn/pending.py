@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -86,3 +87,12 @@ def keep_what_other_threads_try() -> None:
     for trial in list(trials.values()):
         if trial.thread != threading.get_ident():
             trial.undo = None
+
+
+def being_called() -> Iterator[torch.nn.Module]:
+    """The modules whose calls are under way in this thread, the innermost one first."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code is torch.nn.Module._call_impl.__code__:
+            yield frame.f_locals["self"]
+        frame = frame.f_back

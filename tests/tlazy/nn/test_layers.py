@@ -155,6 +155,25 @@ def test_conv_transpose1d_refuses_at_construction_what_torchs_refuses(settings):
     assert errors[0] == errors[1]
 
 
+@pytest.mark.parametrize("padding", ["same", "valid", "causal"])
+def test_conv_transpose1d_refuses_padding_in_words_before_torchs_does(padding):
+    with pytest.raises(TypeError):  # torch's tells when it is called
+        torch.nn.ConvTranspose1d(3, 4, 3, padding=padding)(torch.zeros(2, 3, 5))
+    words = rf"padding must be an int or have one element, got '{padding}': a transposed"
+    for make in (partial(nn.ConvTranspose1d, 3), nn.LazyConvTranspose1d):
+        with pytest.raises(TypeError, match=words):
+            make(4, 3, padding=padding)
+
+
+def test_an_unknown_padding_of_conv1d_is_refused_with_all_known_ones():
+    with pytest.raises(ValueError, match="Invalid padding string 'full'"):
+        torch.nn.Conv1d(3, 4, 3, padding="full")
+    known = r"should be an int or one of \('valid', 'same', 'causal'\)"
+    for make in (partial(nn.Conv1d, 3), nn.LazyConv1d):
+        with pytest.raises(ValueError, match=rf"Invalid padding string 'full', {known}"):
+            make(4, 3, padding="full")
+
+
 @pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_network_compiles_whole_and_trains_alike(device, exact_fp32, backend):
     torch.manual_seed(0)
