@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tlazy.data import Series, check_labels, check_values, is_missing, read_file, shape_text
+from tlazy.data import check_labels, check_values, is_missing, shape_text
 from tlazy.errors import UserError, one_line, quoted
 from tlazy.files import replacing
+from tlazy.readers import Series, read_file
 from tlazy.run import Config, Run, pick_device
 from tlazy.train import EVALUATION_BATCH, compute_dtype
 
@@ -67,7 +68,7 @@ def predict(folder: Path, file: Path, *, device: str = "auto") -> Predictions:
     """Classify the series in `file` with the network that the run in `folder` trained.
 
     Args:
-        file: see :mod:`tlazy.data`; labels may be missing. In a ``.csv`` or ``.tsv`` a row of
+        file: see :mod:`tlazy.readers`; labels may be missing. In a ``.csv`` or ``.tsv`` a row of
             just as many values as the training series have steps is one without a label.
 
     Raises:

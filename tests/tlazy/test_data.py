@@ -3,8 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from tlazy import data
-from tlazy.data import Normalization, UserError, load_dataset, read_file
+from tlazy import data, readers
+from tlazy.data import Normalization, load_dataset
+from tlazy.errors import UserError
+from tlazy.readers import read_file
 
 X_TRAIN = np.arange(2 * 6 * 5, dtype=np.float64).reshape(6, 2, 5) / 7
 Y_TRAIN = np.array([1, 2, 1, 2, 1, 2])
@@ -234,7 +236,7 @@ def test_what_a_reader_stumbles_over_is_not_its_own_words(failure, tmp_path, mon
     def stumble(path, unlabelled_length):
         raise failure
 
-    monkeypatch.setitem(data._READERS, ".ts", stumble)
+    monkeypatch.setitem(readers._READERS, ".ts", stumble)
     path = tmp_path / "set.ts"
     path.touch()
     with pytest.raises(UserError, match=r"malformed: its content is not that of a \.ts file$"):
@@ -263,7 +265,7 @@ def test_what_a_reader_stumbles_over_is_not_its_own_words(failure, tmp_path, mon
     ],
 )
 def test_a_label_is_changed_only_where_it_is_the_same_whole_number(text, label):
-    assert data.canonical_label(text) == label
+    assert readers.canonical_label(text) == label
 
 
 def test_labels_that_look_like_numbers_stay_apart_and_in_order(tmp_path):
