@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import timeit
 
 import pytest
 import torch
@@ -221,12 +222,13 @@ def test_torch_constructs_and_calls_trillions_of_parameters_on_meta(benchmark):
 SHAPES = [(32, 64, 64), (64, 256, 256), (256, 1024, 1024)]
 
 
-@pytest.mark.parametrize("kind", ["tlazy", "torch"])  # peers follow each other
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-def test_call(benchmark, kind, shape, backward):
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+both_ways = pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+
+
+def calling(kind, shape, backward):
+    """A function that calls a layer, whose batch and sizes are `shape`."""
     batch, wide, out = shape
-    benchmark.group = f"call a linear {shape}, {'forward+backward' if backward else 'forward'}"
     x = torch.randn(batch, wide, requires_grad=True)
     layer = nn.LazyLinear(out) if kind == "tlazy" else torch.nn.Linear(wide, out)
     layer(x)
@@ -239,7 +241,15 @@ def test_call(benchmark, kind, shape, backward):
         if backward:
             y.backward(gradient)
 
-    benchmark(call)
+    return call
+
+
+@pytest.mark.parametrize("kind", ["tlazy", "torch"])  # peers follow each other
+@every_shape
+@both_ways
+def test_call(benchmark, kind, shape, backward):
+    benchmark.group = f"call a linear {shape}, {'forward+backward' if backward else 'forward'}"
+    benchmark(calling(kind, shape, backward))
 
 
 FASTER = {
@@ -253,15 +263,6 @@ FASTER = {
         "test_load[loaded_by_torch]",
         1 / 20,
     ),
-    **{
-        f"a call of {way} {'x'.join(map(str, shape))} costs what torch's costs": (
-            f"test_call[{way}-{'x'.join(map(str, shape))}-tlazy]",
-            f"test_call[{way}-{'x'.join(map(str, shape))}-torch]",
-            1.10,
-        )
-        for way in ("forward", "forward+backward")
-        for shape in SHAPES
-    },
 }
 
 
@@ -276,3 +277,17 @@ def test_goal_500_layers_are_traced_within_2_seconds():
     if "test_trace_500_layers" not in least:
         pytest.skip("nothing has been timed")
     assert least["test_trace_500_layers"] < 2
+
+
+@every_shape
+@both_ways
+def test_goal_a_call_costs_what_torchs_costs(shape, backward):
+    """In turns, because a machine's pace changes within the second that each peer takes above."""
+    if not any(name.startswith("test_call[") for name in least):
+        pytest.skip("nothing has been timed")
+    calls = {kind: calling(kind, shape, backward) for kind in ("tlazy", "torch")}
+    seconds = {kind: [] for kind in calls}
+    while len(seconds["torch"]) < 20 or sum(seconds["torch"]) < 1:
+        for kind, call in calls.items():
+            seconds[kind].append(timeit.timeit(call, number=5))
+    assert min(seconds["tlazy"]) / min(seconds["torch"]) <= 1.10
