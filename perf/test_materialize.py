@@ -285,9 +285,10 @@ def test_goal_a_call_costs_what_torchs_costs(shape, backward):
     """In turns, because a machine's pace changes within the second that each peer takes above."""
     if not any(name.startswith("test_call[") for name in least):
         pytest.skip("nothing has been timed")
-    calls = {kind: calling(kind, shape, backward) for kind in ("tlazy", "torch")}
-    seconds = {kind: [] for kind in calls}
-    while len(seconds["torch"]) < 20 or sum(seconds["torch"]) < 1:
-        for kind, call in calls.items():
-            seconds[kind].append(timeit.timeit(call, number=5))
+    seconds = {"tlazy": [], "torch": []}
+    for _ in range(5):  # where tensors come to lie costs a tenth, too
+        calls = {kind: calling(kind, shape, backward) for kind in seconds}
+        for _ in range(20 if shape == SHAPES[-1] else 200):
+            for kind, call in calls.items():
+                seconds[kind].append(timeit.timeit(call, number=3))
     assert min(seconds["tlazy"]) / min(seconds["torch"]) <= 1.10

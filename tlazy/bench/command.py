@@ -30,7 +30,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 SCALES = ("full", "small")
-VISITS = 2
+VISITS = 4
 EXTRA = "pip install 'tlazy[plot]'"
 
 
