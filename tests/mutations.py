@@ -498,4 +498,20 @@ MUTANTS = [
         "total[:, :, place] = grad_of_source",
         tested_by="borders",
     ),
+    Mutant(
+        "gradient's parts rounded before they are added",
+        "conv1d",
+        "strides, dtype=torch.float32)",
+        "strides)",
+        seen_by="ttsem",
+        tested_by="borders",
+    ),
+    Mutant(
+        "weight gradient rounded before the border's is added",
+        "conv1d",
+        "total = launch(grad, x, shape, geometry, dtype=torch.float32, config=config)",
+        "total = launch(grad, x, shape, geometry, config=config)",
+        seen_by="ttsem",
+        tested_by="borders",
+    ),
 ]

@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from tlazy.nn.pending import being_called, pending_modules
 
+# What has become of the model: of a trace that failed, and of a call that began with one.
 UNCHANGED = "no parameter has been created or changed"
+UNDONE = "the parameters that this call had created are taken back"
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -28,23 +30,29 @@ def add_place(error: Exception, place: str) -> None:
 
 
 def explain(
-    error: Exception, root: torch.nn.Module, path: str, module: torch.nn.Module, inputs: Inputs
+    error: Exception,
+    root: torch.nn.Module,
+    path: str,
+    module: torch.nn.Module,
+    inputs: Inputs,
+    left: str = UNCHANGED,
 ) -> None:
-    """Say in the message which call has failed, with what, that nothing changed, and what helps.
+    """Say in the message which call has failed, with what, what is left of it, and what helps.
 
     Args:
         root: whose first call or trace it was.
         path: of `module` below `root`.
         module: the innermost one that was being called, as it is again now.
         inputs: its args and kwargs.
+        left: UNCHANGED, or UNDONE where the layers had their parameters already.
     """
     place = place_of(root, path, module)
+    helps = _way_out(error, module, inputs)
     kinds = ", ".join(dict.fromkeys(_kind(tensor) for tensor in _own(module)))
     holds = kinds and f"; its parameters are {kinds}"
     _append(
         error,
-        f"\n  in {place}, called with {shown(inputs)}{holds}"
-        f"\n  {UNCHANGED}: {_way_out(error, module, inputs)}",
+        f"\n  in {place}, called with {shown(inputs)}{holds}\n  {left}{helps and f': {helps}'}",
     )
 
 
@@ -63,7 +71,9 @@ def failed_calls(error: Exception) -> Iterator[tuple[torch.nn.Module, Inputs]]:
 
 
 def takes_tensors(module: torch.nn.Module) -> bool:
-    """Whether it is one of torch's or tlazy's modules, which all do."""
+    """Whether it is one of torch's or tlazy's modules with a forward, which all do."""
+    if isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)):
+        return False
     return type(module).__module__.startswith(("torch.nn.", "tlazy.nn."))
 
 
@@ -140,12 +150,12 @@ def _way_out(error: Exception, module: torch.nn.Module, inputs: Inputs) -> str:
         if given[0].is_floating_point() or given[0].is_complex():
             either += f", or the model by model.to({given[0].dtype})"
         return either
-    return "call again with an input that fits"
+    return "call again with an input that fits" if takes_tensors(module) else ""
 
 
 def _append(error: Exception, text: str) -> None:
     notes = getattr(error, "__notes__", ())
-    if any(UNCHANGED in part for part in (str(error), *notes)):
+    if any(said in part for part in (str(error), *notes) for said in (UNCHANGED, UNDONE)):
         return  # by a first call inside of this one
     # A KeyError's argument is the key. What takes other arguments knows what to do with them.
     if len(error.args) == 1 and type(error.args[0]) is str and not isinstance(error, KeyError):

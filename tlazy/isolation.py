@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -83,11 +84,31 @@ def _same_modes() -> Callable[[], None]:
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """Leave inference mode and autograd too: what is made here has to last."""
-    if _is_plain():  # inside of another such block, which puts the modes back at its end
+    if _inside.plain and _is_plain():  # the outer block puts the modes back at its end
         yield
         return
-    with no_modes(), torch.inference_mode(False), torch.no_grad():
+    outer = _inside.plain
+
+    def leave() -> None:
+        _inside.plain = outer
+
+    with (
+        no_modes(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        ending_with(leave),
+    ):
+        _inside.plain = True
         yield
+
+
+class _Inside(threading.local):
+    """Whether this thread is in a block of :func:`plain_torch`."""
+
+    plain = False
+
+
+_inside = _Inside()
 
 
 def _is_plain() -> bool:
@@ -95,6 +116,7 @@ def _is_plain() -> bool:
         torch.is_grad_enabled()
         or torch.is_inference_mode_enabled()
         or dispatch._len_torch_dispatch_stack()
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()
         or torch._C._functorch.peek_interpreter_stack()
     )
 

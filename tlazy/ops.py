@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -47,10 +48,19 @@ def _launcher(module: str, name: str) -> Callable:
 
     def launch(*args: Any, **options: Any) -> Any:
         if not found:
-            found.append(getattr(import_module(f"tlazy_kernels.{module}"), name))
+            found.append(getattr(_imported(f"tlazy_kernels.{module}"), name))
         return found[0](*args, **options)
 
     return launch
+
+
+def _imported(module: str) -> ModuleType:
+    """The module, whose kernels are interpreted if and only if all others are."""
+    import triton
+
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = INTERPRETED
+        return import_module(module)
 
 
 def _register(

@@ -160,7 +160,7 @@ class Recorder:
         calls = ((m, given) for m, given in failed_calls(error) if self.shadow.knows(m))
         shell, given = next(calls, (self.shadow.root, inputs))
         path, module = self.shadow.path(shell), self.shadow.original(shell)
-        if takes_tensors(module) and not tensors_in(inputs):
+        if takes_tensors(module) and not tensors_in(inputs) and not tensors_in(given):
             raise TypeError(
                 f"{place_of(self.model, path, module)} takes a tensor, and was called with "
                 f"{shown(given)}: {pass_a_tensor(given)}; {UNCHANGED}"

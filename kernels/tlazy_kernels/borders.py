@@ -46,8 +46,12 @@ class Border(NamedTuple):
 
 
 def window(start: int, stop: int, length: int, taps: int, geometry: Geometry) -> Window | None:
-    """That of samples [start, stop) of a series of `length`, counted from its first (the padding's
-    before it are negative); None where no output sees them."""
+    """That of samples [start, stop), or None where no output sees them.
+
+    Args:
+        start, stop: counted from the first of a series of `length`; before it are the left
+            padding's, with negative numbers.
+    """
     stride, (left, right), dilation, _ = geometry
     start, stop = start + left, stop + left
     reach = dilation * (taps - 1) + 1

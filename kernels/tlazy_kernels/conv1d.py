@@ -156,23 +156,23 @@ def _grad_sources(
     convolution = depthwise.convolve if weight.shape[1] == 1 else convolve
     length, taps = out.shape[2], weight.shape[2]
 
-    def of(found: Window | None, samples: int) -> Tensor:
+    def part_of(seen: Window | None, samples: int) -> Tensor:
         shape = *out.shape[:2], samples
         strides = layouts.strides_like(shape, out)
         part = out.new_empty_strided(shape, strides, dtype=torch.float32)
-        if found is None:
+        if seen is None:
             return part.zero_()
-        g = grad[:, :, found.outputs]
-        convolution(g, weight, part, found.geometry, transposed=True, config=config)
+        g = grad[:, :, seen.outputs]
+        convolution(g, weight, part, seen.geometry, transposed=True, config=config)
         return part
 
     for sides in by_source([*borders(length, taps, geometry, mode)]):
         start = min(side.source.start for side in sides)
         stop = max(side.source.stop for side in sides)
-        total = of(window(start, stop, length, taps, geometry), stop - start)
+        total = part_of(window(start, stop, length, taps, geometry), stop - start)
         for side in sides:
             place = slice(side.source.start - start, side.source.stop - start)
-            total[:, :, place] += grad_of_source(of(side.window, side.samples), mode)
+            total[:, :, place] += grad_of_source(part_of(side.window, side.samples), mode)
         out[:, :, start:stop] = total
 
 
@@ -208,7 +208,7 @@ def conv1d_grad_weight(
     check_device(grad)
     geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
     launch = depthwise.correlate if shape[1] == 1 else correlate
-    if padding_mode == "zeros":
+    if padding_mode == "zeros" or not any(padding):
         return launch(grad, x, shape, geometry, config=config)
     total = launch(grad, x, shape, geometry, dtype=torch.float32, config=config)
     for side in borders(x.shape[2], kernel_size, geometry, padding_mode):

@@ -173,6 +173,21 @@ def test_a_forward_that_takes_no_tensors_is_traced():
         tlazy.trace(Breaks(), 5)
 
 
+def test_what_a_model_makes_of_inputs_without_a_tensor_fails_in_its_own_words():
+    class Counts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(3, 4)
+
+        def forward(self, text):
+            return self.fc(torch.ones(2, len(text)))
+
+    with pytest.raises(RuntimeError, match=r"(?s)reduction dim.*in fc \(Linear\), called with"):
+        tlazy.trace(Counts(), "abcde")
+    with pytest.raises(NotImplementedError):
+        tlazy.trace(torch.nn.ModuleList(), 3)
+
+
 def test_a_forward_that_forgets_the_tensor_is_shown_in_the_traceback():
     class Forgets(nn.Module):
         def __init__(self):

@@ -487,3 +487,30 @@ def test_row_11_an_interrupt_at_any_copy_restores_eager_parameters_too(fatal, pa
         assert fatal >= 2
     tlazy.load(half, path)
     assert type(half[4]) is nn.Linear
+
+
+class Knows(nn.LazyModuleMixin, torch.nn.Module):
+    """A user's own lazy class, which keeps what it learns from its tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.parameter.UninitializedParameter()
+
+    def initialize_parameters(self, x):
+        self.weight.materialize((x.shape[-1],))
+        self.home = self.weight.device
+        self.register_buffer("scale", torch.ones_like(self.weight), persistent=False)
+
+    def input_for(self, shapes):
+        return torch.empty(1, shapes["weight"][0], device="meta")
+
+    def forward(self, x):
+        return x * self.weight * self.scale
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_what_a_users_own_class_makes_while_loading_is_no_stand_in(assign):
+    net = nn.Sequential(Knows())
+    net.load_state_dict({"0.weight": torch.arange(3.0)}, assign=assign)
+    assert net[0].home.type == "cpu"
+    assert torch.equal(net(torch.ones(2, 3)), torch.arange(3.0).expand(2, 3))

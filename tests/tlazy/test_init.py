@@ -136,3 +136,11 @@ def test_half_precision_weights_are_the_rounded_ones():
     half = seeded(lambda: lazy().half())
     tlazy.materialize(half, tlazy.Spec(3, 2, 8, dtype=torch.float16))
     assert equal(full.half(), half)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_initializer_may_leave_the_grad_mode_as_it_likes(grad):
+    net = nn.Sequential(nn.LazyLinear(2), nn.LazyLinear(2))
+    with torch.set_grad_enabled(grad):
+        tlazy.materialize(net, tlazy.Spec(1, 3), init=lambda module: torch.set_grad_enabled(True))
+        assert torch.is_grad_enabled() == grad

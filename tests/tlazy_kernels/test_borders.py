@@ -28,6 +28,7 @@ CASES = [
     Convolution(2, 3, 2, 5, 2, stride=7, padding=(4, 4)),  # samples that no tap reads
     Convolution(2, 3, 4, 5, 9, padding=(4, 4)),  # every output sees both sides
     Convolution(2, 3, 4, 3, 5, padding=(1, 2), dilation=1, stride=4),  # one output
+    Convolution(2, 3, 4, 7, 1, stride=5, padding=(2, 2)),  # outputs of padding, none of its sources
     Convolution(2, 1, 12, 40, 10, stride=5, padding=(4, 3)),  # as a model's first layer
     Convolution(2, 8, 8, 29, 4, padding=(3, 0), groups=8),
     Convolution(2, 8, 16, 29, 3, stride=2, padding=(1, 2), groups=8),
@@ -59,6 +60,16 @@ def test_all_three_agree_in_every_mode(case, mode, layout, dtype, device):
     assert_agrees(conv1d_grad_weight, grad, x, case.taps, *settings, config=SMALL)
     y, z = conv1d_forward(x, weight, bias, *settings, save_preactivation=True)
     assert y.stride() == z.stride() == strides_like(y.shape, x)
+
+
+@pytest.mark.parametrize("mode", ["replicate", "circular"])
+def test_padding_on_both_sides_may_be_made_of_one_sample(mode, device):
+    case = Convolution(2, 3, 4, 1, 3, padding=(1, 1))
+    x, weight, bias, grad = case.operands(torch.float32, device)
+    settings = (*case.settings, mode)
+    assert_agrees(conv1d_forward, x, weight, bias, *settings)
+    assert_agrees(conv1d_grad_input, grad, weight, case.length, *settings)
+    assert_agrees(conv1d_grad_weight, grad, x, case.taps, *settings)
 
 
 @mode_by_mode

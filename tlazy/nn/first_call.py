@@ -12,7 +12,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from tlazy import init
-from tlazy.failure import explain, failed_calls
+from tlazy.failure import UNDONE, explain, failed_calls
 from tlazy.isolation import plain_torch
 from tlazy.nn.commit import all_or_nothing, take_back
 from tlazy.nn.pending import (
@@ -170,7 +170,7 @@ def _explain(error: Any, root: torch.nn.Module, args: Any) -> None:
     paths = {module: path for path, module in root.named_modules()}
     calls = ((module, inputs) for module, inputs in failed_calls(error) if module in paths)
     module, inputs = next(calls, (root, (args, {})))
-    explain(error, root, paths[module], module, inputs)
+    explain(error, root, paths[module], module, inputs, UNDONE)
 
 
 @_outside_of_graphs

@@ -52,7 +52,9 @@ def _stage(
     example = _example(module, start, found)
     tensors: dict[str, Any] = {**module._parameters, **module._buffers}
     lazy = {name: tensor for name, tensor in tensors.items() if is_lazy(tensor)}
-    whole = lazy.keys() <= found.keys()
+    # A class of the user's own may keep what it finds of its tensors, such as their device.
+    known = type(module).__module__.startswith(("tlazy.nn.", "torch.nn."))
+    whole = known and lazy.keys() <= found.keys()
     # Of a tensor in the checkpoint nothing is allocated before its shape is found to be right.
     meta = staging if whole else Staging(device="meta")
     twin = meta.add(module, (example,), {}, initialize=False, on_meta=True)
@@ -62,7 +64,7 @@ def _stage(
             device, dtype = staging.target(tensor)
             staging.give(tensor, torch.empty(found[name], device=device, dtype=dtype))
     else:
-        staging.add(module, (example,), {})
+        staging.add(module, (example,), {}, initialize=not lazy.keys() <= found.keys())
 
 
 def load_all_or_nothing(
