@@ -71,8 +71,8 @@ def test_peers_stand_side_by_side_and_the_first_line_says_what_is_measured(here,
     assert record["machine"]["kind"] == "cpu"
     assert record["machine"]["device"] in out
     assert progress == [
-        f"measuring {n} of 4: linear 32,16,24, {which}"
-        for n, which in enumerate(["forward pass", "forward and backward pass"] * 2, 1)
+        f"measuring {n} of {2 * command.VISITS}: linear 32,16,24, {which}"
+        for n, which in enumerate(["forward pass", "forward and backward pass"] * command.VISITS, 1)
     ]
     assert {(row["peer"], row["pass"]) for row in record["rows"]} == {
         (peer, which) for peer in ("tlazy", "eager") for which in ("forward", "full")
