@@ -1,8 +1,12 @@
 """A state dict gives lazy layers their shapes, or is refused."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import tlazy
 from tests.tlazy.lazy_models import fcn, hooks_of, series
 from tests.tlazy.snapshot import refused
 from tlazy import nn
@@ -58,3 +62,34 @@ def test_a_lazy_state_dict_does_not_go_into_an_eager_model():
     layer = nn.LazyLinear(4)
     layer.load_state_dict(nn.LazyLinear(4).state_dict())
     assert layer.has_uninitialized_params()
+
+
+@pytest.mark.parametrize(
+    ("layer", "state"),
+    [
+        (lambda: nn.LazyLinear(4), {"0.bias": torch.ones(4)}),
+        (lambda: nn.LazyConv1d(4, 3), {"0.bias": torch.ones(4)}),
+        (torch.nn.LazyBatchNorm1d, {"0.num_batches_tracked": torch.tensor(3)}),
+    ],
+    ids=["linear", "conv1d", "batch norm"],
+)
+def test_no_number_of_inputs_is_made_up(layer, state):
+    net = nn.Sequential(layer())
+    with refused(net, RuntimeError, match=r"holds (bias|num_batches_tracked) of .*how many inputs"):
+        net.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_layers_that_share_a_weight_need_it_once_in_a_file(tmp_path, turned):
+    def tied():
+        one, other = nn.LazyLinear(2), nn.LazyLinear(2)
+        other.weight = one.weight
+        parts = {"a": one, "b": other}
+        return nn.Sequential(OrderedDict(sorted(parts.items(), reverse=turned)))
+
+    state = {"a.weight": torch.eye(2), "a.bias": torch.ones(2), "b.bias": torch.zeros(2)}
+    save_file(state, tmp_path / "tied.safetensors")
+    net = tied()
+    tlazy.load(net, tmp_path / "tied.safetensors")
+    assert net.a.weight is net.b.weight
+    assert torch.equal(net(torch.tensor([[1.0, 2.0]])), torch.tensor([[2.0, 3.0]]))

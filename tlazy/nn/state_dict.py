@@ -29,29 +29,40 @@ def stage_state_dict(
         None where the checkpoint holds nothing for a lazy module.
 
     Raises:
-        RuntimeError: where a shape contradicts a constructor: key, expected and found shape.
+        RuntimeError: where a shape contradicts a constructor: key, expected and found shape; where
+            none says how many inputs a module has.
     """
     staging = None
+    modules = {
+        (f"{prefix}{path}." if path else prefix): module
+        for path, module in pending_modules(root).items()
+    }
+    stored = {  # by the tensor, which may have another name where modules share it
+        id(tensor): tuple(shapes[start + name].shape)
+        for start, module in modules.items()
+        for name, tensor in _named(module)
+        if start + name in shapes and not is_lazy(shapes[start + name])
+    }
     with plain_torch():
-        for path, module in pending_modules(root).items():
-            start = f"{prefix}{path}." if path else prefix
-            found = {
-                name: tuple(shapes[start + name].shape)
-                for name in (*module._parameters, *module._buffers)
-                if start + name in shapes and not is_lazy(shapes[start + name])
-            }
+        for start, module in modules.items():
+            found = {name: stored[id(t)] for name, t in _named(module) if id(t) in stored}
             if found:
                 staging = staging or Staging()
                 _stage(staging, module, start, found)
     return staging
 
 
+def _named(module: torch.nn.Module) -> list[tuple[str, Any]]:
+    """The module's own tensors, lazy or not."""
+    own = (*module._parameters.items(), *module._buffers.items())
+    return [(name, tensor) for name, tensor in own if tensor is not None]
+
+
 def _stage(
     staging: Staging, module: torch.nn.Module, start: str, found: Mapping[str, tuple[int, ...]]
 ) -> None:
     example = _example(module, start, found)
-    tensors: dict[str, Any] = {**module._parameters, **module._buffers}
-    lazy = {name: tensor for name, tensor in tensors.items() if is_lazy(tensor)}
+    lazy = {name: tensor for name, tensor in _named(module) if is_lazy(tensor)}
     # A class of the user's own may keep what it finds of its tensors, such as their device.
     known = type(module).__module__.startswith(("tlazy.nn.", "torch.nn."))
     whole = known and lazy.keys() <= found.keys()
@@ -161,22 +172,32 @@ def input_for(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
     A lazy module of a user's own says so itself, in a method ``input_for(shapes)``.
 
     Raises:
-        RuntimeError: for a class that tlazy knows nothing about.
+        RuntimeError: for a class that tlazy knows nothing about, and where no shape says how many
+            inputs there are.
     """
     own = getattr(module, "input_for", None)
     if own is not None:
         return own(shapes)
-    shape = shapes.get("weight") or shapes.get("running_mean") or next(iter(shapes.values()))
-    if isinstance(module, torch.nn.Linear):
-        sizes = [1, shape[1] if len(shape) > 1 else 1]
-    elif isinstance(module, torch.nn.modules.conv._ConvNd):
-        width = shape[0] if module.transposed else shape[1] * module.groups if shape[1:] else 1
-        sizes = [1, width, *module.kernel_size]
-    elif isinstance(module, torch.nn.modules.batchnorm._NormBase):
-        sizes = [1, shape[0] if shape else 1, 1]
-    else:
+    is_norm = isinstance(module, torch.nn.modules.batchnorm._NormBase)
+    if not (is_norm or isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd))):
         raise RuntimeError(
             f"cannot tell the input of {type(module).__name__} from a checkpoint: give it a method "
             "input_for(shapes), or call tlazy.materialize(model, example_input) before loading"
         )
+    shape = shapes.get("weight")
+    if shape is None and is_norm:
+        shape = next(filter(None, shapes.values()), None)
+    if shape is None:
+        raise RuntimeError(
+            f"the checkpoint holds {', '.join(shapes)} of {module}, but nothing that says how many "
+            "inputs it has: call tlazy.materialize(model, example_input) before loading"
+        )
+    if is_norm:
+        sizes = [1, shape[0] if shape else 1, 1]
+    elif isinstance(module, torch.nn.Linear):
+        sizes = [1, shape[1] if len(shape) > 1 else 1]
+    else:
+        layer: Any = module
+        width = shape[0] if layer.transposed else shape[1] * layer.groups if shape[1:] else 1
+        sizes = [1, width, *layer.kernel_size]
     return torch.empty(sizes, device="meta")
