@@ -145,7 +145,7 @@ def _example(module: torch.nn.Module, start: str, found: Mapping[str, tuple[int,
         if _sizes_overflow(error):
             shapes = ", ".join(f"{start}{name} {shape}" for name, shape in found.items())
             raise RuntimeError(f"no tensor can have a shape of the checkpoint: {shapes}") from error
-        raise
+        raise type(error)(f"{start.rstrip('.') or 'the model'}: {error}") from error
 
 
 def _sizes_overflow(error: Exception) -> bool:
