@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from tlazy.failure import add_place, named
 from tlazy.isolation import plain_torch
 from tlazy.nn.commit import all_or_nothing
 from tlazy.nn.pending import pending_modules
@@ -145,7 +146,8 @@ def _example(module: torch.nn.Module, start: str, found: Mapping[str, tuple[int,
         if _sizes_overflow(error):
             shapes = ", ".join(f"{start}{name} {shape}" for name, shape in found.items())
             raise RuntimeError(f"no tensor can have a shape of the checkpoint: {shapes}") from error
-        raise type(error)(f"{start.rstrip('.') or 'the model'}: {error}") from error
+        add_place(error, named(start.rstrip("."), type(module).__name__))
+        raise
 
 
 def _sizes_overflow(error: Exception) -> bool:
