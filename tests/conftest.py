@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests import EMULATED
-from tests.interpreter import patch_once
+from tests.interpreter import quicken
 from tlazy_kernels.environment import INTERPRETED
 
 try:
@@ -32,7 +32,7 @@ except ModuleNotFoundError:
     sys.modules |= {"hypothesis": stand_in, "hypothesis.strategies": stand_in.strategies}
 
 if INTERPRETED:
-    patch_once()
+    quicken()
 
 for profile, examples in (("default", 6 if EMULATED else 20), ("thorough", 1000)):
     hypothesis.settings.register_profile(
@@ -50,11 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for module in ("triton.runtime.interpreter", "numpy"):
         config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{module}")
     config.addinivalue_line("markers", "compiles: compiles offline, where the kernels are not run")
-    config.addinivalue_line("markers", "xdist_group: in one process, for what is made once in each")
-    if getattr(config.option, "dist", None) == "load":  # of pytest -n, which ignores groups else
-        config.option.dist = "loadgroup"
-    if hasattr(config, "workerinput"):  # in its processes
-        config.option.loadgroup = True
+    if getattr(config.option, "dist", None) == "load":  # of pytest -n: what tests of a file share
+        config.option.dist = "loadfile"  # is made in one process,
+        config.option.loadscopereorder = False  # and long files are not left to the end
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

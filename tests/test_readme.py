@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from tlazy.cli import app
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -34,7 +38,5 @@ def test_commands_exist():
     commands = set(re.findall(r"^tlazy (\w+)", README, re.M))
     assert commands
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "tlazy", command, "--help"], capture_output=True, cwd=ROOT
-        )
-        assert done.returncode == 0, command
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
+    assert CliRunner().invoke(app, ["no-such-command", "--help"]).exit_code == 2

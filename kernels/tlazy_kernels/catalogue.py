@@ -196,10 +196,9 @@ def _conv1d(
 def _depthwise(
     dtype: torch.dtype, *, activation: str | None, channels_last: bool = False, tag: str = ""
 ) -> Iterator[Case]:
-    """The passes of a short causal filter one by one, and all gradients in one pass."""
+    """All gradients of a short causal filter in one pass, and its passes one by one."""
     shape, weight_shape = (32, 2048, 4096), (2048, 1, 4)
     settings: dict[str, Any] = {"channels_last": channels_last, "tag": tag}
-    yield from _conv1d("depthwise", dtype, shape, weight_shape, activation=activation, **settings)
     x, weight = _meta(*shape, dtype=dtype), _meta(*weight_shape, dtype=dtype)
     if channels_last:
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -211,6 +210,7 @@ def _depthwise(
             shape, weight_shape, dtype, out_length=shape[2], activation=activation is not None
         ),
     )
+    yield from _conv1d("depthwise", dtype, shape, weight_shape, activation=activation, **settings)
 
 
 def _conv_transpose1d(

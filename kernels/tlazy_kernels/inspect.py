@@ -2,6 +2,7 @@
 
     python -m tlazy_kernels.inspect                     # every kernel, for sm_90 in bfloat16
     python -m tlazy_kernels.inspect --kernel conv1d --target sm_80 gfx942 --dtype float32
+    python -m tlazy_kernels.inspect --brief --target sm_100  # each kernel once
     python -m tlazy_kernels.inspect --json before.json  # and keep the table
     python -m tlazy_kernels.inspect --diff before.json  # what has changed since
     python -m tlazy_kernels.inspect --diff HEAD~1       # what has changed since that git revision
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -39,13 +40,20 @@ from tlazy_kernels.targets import TARGETS
 
 
 def inspect(
-    targets: Sequence[str], dtypes: Sequence[str], *, kernel: str = "", thorough: bool = False
+    targets: Sequence[str],
+    dtypes: Sequence[str],
+    *,
+    kernel: str = "",
+    brief: bool = False,
+    thorough: bool = False,
 ) -> list[Row]:
-    """Compile every case whose name contains `kernel`, for each target and dtype.
+    """Compile every case whose name contains `kernel`, for each target and dtype; where `brief`,
+    only those with a kernel that none before has.
 
     float32 is compiled for full accuracy (``fp32_precision = "ieee"``), the costlier way.
     """
     work = list(_recordings(targets, dtypes, kernel, thorough))
+    work = list(_brief(work)) if brief else work
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [row for rows in pool.map(lambda item: _rows(*item), work) for row in rows]
 
@@ -62,6 +70,17 @@ def _recordings(
                 with recorded(target) as recording:
                     case.call()
                 yield case, target, dtype, recording
+
+
+def _brief(
+    work: Iterable[tuple[Case, str, str, Recording]],
+) -> Iterator[tuple[Case, str, str, Recording]]:
+    seen: set[tuple[str, str, str]] = set()
+    for case, target, dtype, recording in work:
+        found = {(target, dtype, launch.kernel.fn.__name__) for launch in recording.launches}
+        if not found <= seen:
+            yield case, target, dtype, recording
+        seen |= found
 
 
 def _rows(case: Case, target: str, dtype: str, recording: Recording) -> list[Row]:
@@ -131,7 +150,9 @@ def _parser() -> _Parser:
     parser.add_argument("--kernel", default="", help="only names that contain this")
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=["sm_90"])
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
-    parser.add_argument("--thorough", action="store_true", help="all tiles and activations too")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--brief", action="store_true", help="each kernel once")
+    amount.add_argument("--thorough", action="store_true", help="all tiles and activations too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the table")
     parser.add_argument("--diff", metavar="REF", help="a saved table or a git revision")
     return parser
@@ -149,12 +170,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     chosen = ["--kernel", arguments.kernel, "--target", *arguments.target]
     chosen += ["--dtype", *arguments.dtype, *["--thorough"] * arguments.thorough]
+    chosen += ["--brief"] * arguments.brief
     try:
         before = inspect_reference(arguments.diff, chosen) if arguments.diff else None
     except ValueError as error:
         parser.error(f"--diff: {error}")
     rows = inspect(
-        arguments.target, arguments.dtype, kernel=arguments.kernel, thorough=arguments.thorough
+        arguments.target,
+        arguments.dtype,
+        kernel=arguments.kernel,
+        brief=arguments.brief,
+        thorough=arguments.thorough,
     )
     if not rows:
         parser.error(f"--kernel: no kernel's name contains {arguments.kernel!r}")

@@ -71,12 +71,7 @@ def test_default_options_reach_the_published_accuracy_on_italy_power_demand(tmp_
     pytest.importorskip("sktime", reason="ItalyPowerDemand is in its wheel")
     pytest.importorskip("matplotlib", reason="the pictures need it")
     result = training.train(Options(), tmp_path / "run", PlainDisplay())
-    others = [
-        training.train(Options(seed=seed), tmp_path / str(seed), PlainDisplay()) for seed in (1, 2)
-    ]
-    accuracies = [run.test_accuracy for run in (result, *others)]
-    assert result.test_accuracy >= 0.95
-    assert sum(accuracies) / 3 >= 0.955  # Wang et al. 2017 report 0.970
+    assert result.test_accuracy >= 0.95  # Wang et al. 2017 report 0.970
     assert {path.name for path in (tmp_path / "run").iterdir()} == RUN_FILES
     printed = capsys.readouterr().out
     assert str(tlazy.trace(MODELS["fcn"](2), tlazy.Spec(16, 1, 24))) in printed
@@ -84,6 +79,14 @@ def test_default_options_reach_the_published_accuracy_on_italy_power_demand(tmp_
     assert [row["epoch"] for row in rows] == list(range(1, 101))
     assert rows[-1]["test_accuracy"] == result.test_accuracy
     assert rows[-1]["loss"] < 0.1 < rows[0]["loss"]
+
+
+@pytest.mark.thorough
+def test_the_mean_accuracy_of_ten_seeds_is_the_published_one(tmp_path):
+    """Of 1,029 series one is 0.1 %; ten runs' mean varies by about as much."""
+    pytest.importorskip("sktime", reason="ItalyPowerDemand is in its wheel")
+    runs = [training.train(Options(seed=s), tmp_path / str(s), PlainDisplay()) for s in range(10)]
+    assert sum(run.test_accuracy for run in runs) / 10 >= 0.96
 
 
 @pytest.mark.parametrize("model", ["resnet", "inception", "mlp"])

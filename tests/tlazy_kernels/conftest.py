@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tests import EMULATED
+from tests.interpreter import overflow_is_an_error
+from tlazy_kernels.environment import INTERPRETED
 
 if EMULATED:
     from ttsem import ops
@@ -41,11 +44,11 @@ def _poisoned_allocations() -> Iterator[None]:
 
 
 @pytest.fixture
-def vast(device: str) -> Callable[[Tensor], Tensor]:
+def vast(device: str) -> Iterator[Callable[[Tensor], Tensor]]:
     """Gives a tensor's copy whose first dimension, of 3, has a stride of 2**30 elements.
 
     Index and stride fit in int32, their product does not. Only a few pages of the storage are ever
-    touched.
+    touched. In the interpreter an integer that overflows is then an error.
     """
     if device == "cuda" and (EMULATED or torch.cuda.mem_get_info()[0] < 30 << 30):
         pytest.skip("needs 30 GiB of free GPU memory, or a CPU's lazily backed memory")
@@ -59,4 +62,5 @@ def vast(device: str) -> Callable[[Tensor], Tensor]:
         torch.use_deterministic_algorithms(True)
         return storage.as_strided(x.shape, (2**30, *x[0].contiguous().stride())).copy_(x)
 
-    return spread_out
+    with overflow_is_an_error() if INTERPRETED else nullcontext():
+        yield spread_out

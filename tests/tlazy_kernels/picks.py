@@ -1,7 +1,8 @@
 """Compiles what the choosers pick for a grid of layers, and prints what came out as JSON.
 
 Run as a program, where the interpreter is off:
-``python -m tests.tlazy_kernels.picks linear sm_90 bfloat16``.
+``python -m tests.tlazy_kernels.picks linear sm_90 bfloat16``. With ``brief`` after it, each kernel
+is compiled once in each tile, not in all layouts.
 """
 
 from __future__ import annotations
@@ -159,18 +160,23 @@ def _form(launch: Launch) -> dict[str, Any]:
     return found
 
 
+def _tile(launch: Launch) -> str:
+    blocks = {name: n for name, n in launch.values.items() if name.startswith("BLOCK_")}
+    return repr((launch.kernel.fn.__name__, blocks, launch.options))
+
+
 def _meta(shapes: Iterable[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
     return [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
 
 
 def main() -> None:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    family, target, dtype = sys.argv[1:]
+    family, target, dtype, *brief = sys.argv[1:]
+    found = picks(family, target, DTYPES[dtype])
+    if brief:
+        found = list({_tile(launch): (name, launch) for name, launch in reversed(found)}.values())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = pool.map(
-            lambda pick: compiled(pick[0], target, dtype, pick[1]),
-            picks(family, target, DTYPES[dtype]),
-        )
+        rows = pool.map(lambda pick: compiled(pick[0], target, dtype, pick[1]), found)
         print(json.dumps([asdict(row) for row in rows]))
 
 

@@ -17,9 +17,11 @@ from tlazy_kernels.table import Row
 
 ROOT = Path(__file__).parents[2]
 
-# Every push compiles these; sm_90 also in float32, whose products are made of three.
-REPRESENTATIVE = {
-    "sm_90": ("bfloat16", "float32"),
+# What every change compiles: all cases for one GPU, and for others, and in float32, whose products
+# are made of three, each kernel once.
+WHOLE = {"sm_90": ("bfloat16",)}
+BRIEF = {
+    "sm_90": ("float32",),
     "sm_80": ("bfloat16",),
     "sm_100": ("bfloat16",),
     "gfx942": ("bfloat16",),
@@ -47,23 +49,35 @@ def output(process: subprocess.Popen[str]) -> str:
     return printed
 
 
-def inspected(*options: str, targets: dict[str, tuple[str, ...]]) -> list[Row]:
-    """The table of ``python -m tlazy_kernels.inspect``; two processes, because most is Python."""
-    with tempfile.TemporaryDirectory() as folder:
-        files, processes = [], []
-        for dtypes in sorted(set(targets.values())):
-            files.append(Path(folder) / f"{len(files)}.json")
-            chosen = [target for target, own in targets.items() if own == dtypes]
-            which = ["--target", *chosen, "--dtype", *dtypes, *options]
-            processes.append(start("tlazy_kernels.inspect", *which, "--json", files[-1]))
-        for process in processes:
-            output(process)
-        return [row for file in files for row in table.load(file)]
+def inspected(targets: dict[str, tuple[str, ...]], *options: str) -> list[Row]:
+    """The table of ``python -m tlazy_kernels.inspect``."""
+    return _tables(_inspecting(targets, *options))
 
 
 @cache
 def representative() -> list[Row]:
-    return inspected(targets=REPRESENTATIVE)
+    return _tables([*_inspecting(WHOLE), *_inspecting(BRIEF, "--brief")])
+
+
+def _inspecting(targets: dict[str, tuple[str, ...]], *options: str) -> list[list[str]]:
+    """The options of one process for each choice of dtypes: most of its work is Python."""
+    found = []
+    for dtypes in sorted(set(targets.values())):
+        chosen = [target for target, own in targets.items() if own == dtypes]
+        found.append([*options, "--target", *chosen, "--dtype", *dtypes])
+    return found
+
+
+def _tables(runs: list[list[str]]) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.json" for i in range(len(runs))]
+        processes = [
+            start("tlazy_kernels.inspect", *options, "--json", file)
+            for options, file in zip(runs, files, strict=True)
+        ]
+        for process in processes:
+            output(process)
+        return [row for file in files for row in table.load(file)]
 
 
 @cache
@@ -72,10 +86,9 @@ def planted() -> list[Compiled]:
     return [Compiled(**row) for row in rows]
 
 
-@cache
-def picks(family: str, target: str, dtype: str) -> list[Compiled]:
+def picks(family: str, target: str, dtype: str, *brief: str) -> list[Compiled]:
     """What the choosers pick for a grid of layers."""
-    rows = json.loads(output(start("tests.tlazy_kernels.picks", family, target, dtype)))
+    rows = json.loads(output(start("tests.tlazy_kernels.picks", family, target, dtype, *brief)))
     return [Compiled(**row) for row in rows]
 
 

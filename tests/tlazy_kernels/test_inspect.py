@@ -13,12 +13,12 @@ from tests.tlazy_kernels.subprocesses import ROOT, inspected, output, start
 from tlazy_kernels import inspect, machine_code, table
 from tlazy_kernels.table import Row
 
-pytestmark = [pytest.mark.compiles, pytest.mark.xdist_group("inspect")]
+pytestmark = pytest.mark.compiles
 
 
 @cache
 def a_few() -> list[Row]:
-    return inspected("--kernel", "linear_forward", targets={"sm_80": ("bfloat16", "float16")})
+    return inspected({"sm_80": ("bfloat16", "float16")}, "--kernel", "linear_forward")
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -39,6 +39,13 @@ def test_the_table_has_a_line_for_each_row_with_its_figures():
         assert line[header.index(title) :].startswith(figure)
     assert line.startswith("a name")
     assert "async.copy:" in line
+
+
+def test_a_brief_table_has_each_kernel_once():
+    printed = output(start("tlazy_kernels.inspect", "--brief", "--kernel", "linear_forward"))
+    _, *rows = printed.splitlines()
+    # Not the specialized one, another variant of the first.
+    assert [row.split("  ")[0] for row in rows] == ["linear_forward", "linear_forward by pointers"]
 
 
 def test_a_saved_table_is_loaded_as_it_was(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from tests.tlazy_kernels.lengths import LAYERS
 from tests.tlazy_kernels.subprocesses import output, start
 
-pytestmark = [pytest.mark.compiles, pytest.mark.xdist_group("lengths")]
+pytestmark = pytest.mark.compiles
 
 # Variants of each kernel over 80 lengths of eight octaves.
 MOST = {
