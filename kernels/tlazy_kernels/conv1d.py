@@ -75,7 +75,8 @@ def conv1d_forward(
         activation: a name of ``reference.ACTIVATIONS``, or None.
         save_preactivation: also give z, for the backward pass of those in NEEDS_PREACTIVATION.
         channels_last: the memory layout of the results; by default that of `x`.
-        config: tile; by default from the sizes.
+        config: tile; by default from the sizes. Where one is given, a kernel that takes tiles runs,
+            also for first layers and long depthwise filters, whose own kernels have one each.
 
     Returns:
         (y, z): both of shape (N, C_out, L_out) and `x`'s dtype, accumulated in fp32; z is None

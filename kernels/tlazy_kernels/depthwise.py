@@ -91,8 +91,7 @@ def _plan_convolve(
         padding = (weight.shape[2] - 1) * dilation - padding
     forward = not transposed or (stride == 1 and weight.shape[0] == groups)
     settings: dict[str, Any] = {"flipped": transposed, "activation": activation}
-    if forward:
-        # It has one tile only, and none to look up.
+    if forward and config is None:  # it has one tile only, and none to look up
         long = toeplitz_step(*tensors, stride, padding, dilation, **settings)
         if long is not None:
             return Plan((), (long,), ())
@@ -159,19 +158,17 @@ def _plan_correlate(
     if 0 in shape:
         return Plan((Buffer(shape, grad.dtype),), (), (0,))
     tensors = (grad, None, x, None, None)
-    if config is None:
+    if config is None:  # kernels that have one tile only
         one = first_layer_grad_weight(
             grad, x, shape, geometry, precision=precision, places=(0, 2), inputs=len(tensors)
         )
+        stride, (padding, _), dilation, _ = geometry
+        one = one or toeplitz_grad_weight(grad, x, shape, stride, padding, dilation)
         if one is not None:
             return one
-    stride, (padding, _), dilation, _ = geometry
-    long = toeplitz_grad_weight(grad, x, shape, stride, padding, dilation)
-    if long is not None:
-        return long
-    config = config or tuned_convolution(
-        target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry, precision
-    )
+        config = tuned_convolution(
+            target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry, precision
+        )
     needs = Needs(x=False, weight=True, bias=False)
     plan = _plan_backward(target, *tensors, shape, x.shape[2], geometry, None, needs, config)
     if plan.steps:

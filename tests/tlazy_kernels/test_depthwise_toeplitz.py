@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from tests import EMULATED
-from tests.tlazy_kernels.agreement import assert_agrees, bits, exact, random
+from tests.tlazy_kernels.agreement import SMALL, assert_agrees, bits, exact, random
 from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree
+from tests.tlazy_kernels.test_conv1d import kernels_of
 from tlazy_kernels import configs, launch, reference
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 
@@ -48,6 +51,21 @@ def test_the_preactivation_is_an_output_too(activation, dtype, device):
         save_preactivation=True,
         config=None,
     )
+
+
+def test_a_tile_that_is_asked_for_is_used_by_a_kernel_that_takes_tiles(dtype, device):
+    case = Convolution(2, 3, 3, 80, 10, padding=(9, 0), groups=3)
+    x, weight, bias, grad = operands = case.operands(dtype, device)
+    assert_all_agree(case, operands, SMALL)
+    calls = (
+        lambda config: conv1d_forward(x, weight, bias, *case.settings, config=config),
+        lambda config: conv1d_grad_input(grad, weight, 80, *case.settings, config=config),
+        lambda config: conv1d_grad_weight(grad, x, 10, *case.settings, config=config),
+    )
+    for call in calls:
+        own, asked = (kernels_of(partial(call, config)) for config in (None, SMALL))
+        assert any("toeplitz" in kernel for kernel in own)
+        assert not any("toeplitz" in kernel for kernel in asked)
 
 
 def test_infinite_and_nan_samples_reach_the_outputs_that_read_them_and_no_others(dtype, device):
