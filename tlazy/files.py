@@ -26,7 +26,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     # The suffix stays last: writers such as matplotlib choose their format by it.
     temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
     # A plain creation, so that the umask applies as it does to any file.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:  # names the file that was asked for
+        raise OSError(error.errno, error.strerror, str(target)) from None
     try:
         mode = (target if target.exists() else temporary).stat().st_mode & 0o777
         temporary.chmod(mode)

@@ -58,3 +58,10 @@ def test_what_is_no_file_is_never_replaced(tmp_path):
             pass
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_missing_folder_is_named_with_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "missing" / "weights.safetensors"
+    with pytest.raises(FileNotFoundError) as refused, replacing(path):
+        pass
+    assert refused.value.filename == str(path)
