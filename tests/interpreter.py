@@ -78,4 +78,4 @@ def _look_dtypes_up_once() -> None:
 
 def _check_overflow(checked: bool) -> None:
     builder = interpreter.interpreter_builder
-    builder.options = replace(builder.options, sanitize_overflow=checked)
+    builder.options = replace(builder.options, sanitize_overflow=checked, debug=checked)

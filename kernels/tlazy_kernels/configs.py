@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import triton
@@ -163,6 +163,8 @@ _SINGLE_TILES = (
     TileConfig(64, 32, 32, num_warps=4, num_stages=4),
     TileConfig(64, 32, 32, num_warps=4, num_stages=2),
 )
+# In 4 warps a few bytes spill there, in some sizes.
+_BLACKWELL_SINGLE_TILES = tuple(replace(tile, num_warps=8) for tile in _SINGLE_TILES)
 
 # On Blackwell, Triton 3.6 keeps both halves of a result in shared memory at once; 3.9 does not.
 HALVES_TAKE_TURNS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8)
@@ -226,13 +228,15 @@ def product_tiles(itemsize: int, target: Target, *, described: bool) -> list[Til
     if not described:
         return list(_HALF_POINTER_TILES if itemsize < 4 else _SINGLE_POINTER_TILES)
     threads_copy = target.gpu.backend == "cuda" and not target.copies_tiles
-    widest = target.copies_tiles and (target.gpu.arch < 100 or HALVES_TAKE_TURNS)
+    blackwell = target.copies_tiles and target.gpu.arch >= 100
+    single = _BLACKWELL_SINGLE_TILES if blackwell else _SINGLE_TILES
+    widest = target.copies_tiles and (not blackwell or HALVES_TAKE_TURNS)
     largest = (
         128 * 256 if widest else 128 * 128 if itemsize < 4 or target.copies_tiles else 64 * 128
     )
     return [
         tile
-        for tile in (_HALF_TILES if itemsize < 4 else _SINGLE_TILES)
+        for tile in (_HALF_TILES if itemsize < 4 else single)
         if tile.rows * tile.cols <= largest
         and not (threads_copy and tile in _SPILLS_ON_AMPERE)
         and tile.shared_bytes(itemsize, target) <= target.shared_limit

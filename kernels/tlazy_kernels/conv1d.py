@@ -123,7 +123,7 @@ def conv1d_grad_input(
         input_length: L of the input; several give the same L_out where the stride skips samples.
         stride, padding, dilation, groups, padding_mode: as in :func:`conv1d_forward`.
         channels_last: the memory layout of the result; by default that of `grad`.
-        config: tile; by default from the sizes.
+        config: as in :func:`conv1d_forward`.
 
     Returns:
         shape (N, C_in, L), `grad`'s dtype.
@@ -196,7 +196,7 @@ def conv1d_grad_weight(
         x: shape (N, C_in, L), any strides, `grad`'s dtype.
         kernel_size: K.
         stride, padding, dilation, groups, padding_mode: as in :func:`conv1d_forward`.
-        config: tile; by default from the sizes.
+        config: as in :func:`conv1d_forward`.
 
     Returns:
         shape (C_out, C_in / groups, K), `grad`'s dtype.

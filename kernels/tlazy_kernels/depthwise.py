@@ -211,7 +211,7 @@ def depthwise_backward(
         needs: which of the three gradients are asked for.
         channels_last: the memory layout of dL/dx; by default that of `x`, of `saved` where there
             is no `x`, of `grad` where there is neither.
-        config: tile; by default from the sizes.
+        config: as in ``conv1d_forward``.
 
     Returns:
         (dL/dx, dL/dweight, dL/dbias): shapes (N, C_in, L), (C_out, 1, K) and (C_out,), `grad`'s

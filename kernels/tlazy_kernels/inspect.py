@@ -2,7 +2,7 @@
 
     python -m tlazy_kernels.inspect                     # every kernel, for sm_90 in bfloat16
     python -m tlazy_kernels.inspect --kernel conv1d --target sm_80 gfx942 --dtype float32
-    python -m tlazy_kernels.inspect --brief --target sm_100  # each kernel once
+    python -m tlazy_kernels.inspect --brief --target sm_100  # one case of each kernel
     python -m tlazy_kernels.inspect --json before.json  # and keep the table
     python -m tlazy_kernels.inspect --diff before.json  # what has changed since
     python -m tlazy_kernels.inspect --diff HEAD~1       # what has changed since that git revision
@@ -34,7 +34,7 @@ from tlazy_kernels import catalogue, table
 from tlazy_kernels.catalogue import DTYPES, Case
 from tlazy_kernels.environment import INTERPRETED
 from tlazy_kernels.offline import compiled
-from tlazy_kernels.recording import Recording, recorded
+from tlazy_kernels.recording import Launch, Recording, recorded
 from tlazy_kernels.table import Row
 from tlazy_kernels.targets import TARGETS
 
@@ -52,15 +52,16 @@ def inspect(
 
     float32 is compiled for full accuracy (``fp32_precision = "ieee"``), the costlier way.
     """
-    work = list(_recordings(targets, dtypes, kernel, thorough))
+    work = list(recordings(targets, dtypes, kernel, thorough))
     work = list(_brief(work)) if brief else work
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [row for rows in pool.map(lambda item: _rows(*item), work) for row in rows]
 
 
-def _recordings(
-    targets: Sequence[str], dtypes: Sequence[str], kernel: str, thorough: bool
+def recordings(
+    targets: Sequence[str], dtypes: Sequence[str], kernel: str = "", thorough: bool = False
 ) -> Iterator[tuple[Case, str, str, Recording]]:
+    """What each case launches, for each target and dtype, and what that moves and computes."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     find = catalogue.thorough_cases if thorough else catalogue.cases
@@ -75,6 +76,7 @@ def _recordings(
 def _brief(
     work: Iterable[tuple[Case, str, str, Recording]],
 ) -> Iterator[tuple[Case, str, str, Recording]]:
+    """Those with a kernel that none before has, on that target and in that dtype."""
     seen: set[tuple[str, str, str]] = set()
     for case, target, dtype, recording in work:
         found = {(target, dtype, launch.kernel.fn.__name__) for launch in recording.launches}
@@ -84,27 +86,29 @@ def _brief(
 
 
 def _rows(case: Case, target: str, dtype: str, recording: Recording) -> list[Row]:
-    """One for each launch, all with the whole case's arithmetic and traffic. That with most of the
-    arithmetic has the case's name, what comes before and after it its own as well, numbered from
-    the second of its kind."""
-    rows = []
+    """One for each launch, all with the whole case's arithmetic and traffic."""
+    return [
+        Row(
+            **asdict(compiled(name, target, dtype, launch)),
+            flops=recording.flops,
+            bytes=recording.bytes,
+            least_flops=case.least.flops,
+            least_bytes=case.least.bytes,
+        )
+        for name, launch in named(case, recording)
+    ]
+
+
+def named(case: Case, recording: Recording) -> Iterator[tuple[str, Launch]]:
+    """A case's launches. That with most of the arithmetic has the case's name, what comes before
+    and after it its own as well, numbered from the second of its kind."""
     main = max(recording.launches, key=lambda launch: launch.flops)
     times: Counter[str] = Counter()
     for launch in recording.launches:
         kernel = launch.kernel.fn.__name__
         times[kernel] += launch is not main
         number = f" {times[kernel]}" if times[kernel] > 1 else ""
-        name = case.name if launch is main else f"{case.name} + {kernel}{number}"
-        rows.append(
-            Row(
-                **asdict(compiled(name, target, dtype, launch)),
-                flops=recording.flops,
-                bytes=recording.bytes,
-                least_flops=case.least.flops,
-                least_bytes=case.least.bytes,
-            )
-        )
-    return rows
+        yield case.name if launch is main else f"{case.name} + {kernel}{number}", launch
 
 
 def inspect_reference(reference: str, options: Sequence[str]) -> list[Row]:
@@ -151,7 +155,7 @@ def _parser() -> _Parser:
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=["sm_90"])
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--brief", action="store_true", help="each kernel once")
+    amount.add_argument("--brief", action="store_true", help="only the first case of each kernel")
     amount.add_argument("--thorough", action="store_true", help="all tiles and activations too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the table")
     parser.add_argument("--diff", metavar="REF", help="a saved table or a git revision")

@@ -9,6 +9,7 @@ few tiles to fill the device is split, its partial sums added in a fixed order b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -82,6 +83,8 @@ def _matmul_descriptor_kernel(
     stride_b,
     stride_bias,
     programs,
+    M_UNIT: tl.constexpr,  # divides M
+    K_UNIT: tl.constexpr,  # divides K
     A_TRANSPOSED: tl.constexpr,
     B_TRANSPOSED: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -95,6 +98,14 @@ def _matmul_descriptor_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    # Triton knows of an argument whether 16 divides it, and nothing else. Where descriptors become
+    # pointers, loads are as wide as it knows rows and their ends to be aligned.
+    UNIT: tl.constexpr = 128 // a_ptr.dtype.element_ty.primitive_bitwidth
+    M = M // M_UNIT * M_UNIT
+    N = N // UNIT * UNIT
+    K = K // K_UNIT * K_UNIT
+    stride_a = stride_a // UNIT * UNIT
+    stride_b = stride_b // UNIT * UNIT
     a_matrix = _described(a_ptr, M, K, stride_a, A_TRANSPOSED, BLOCK_M, BLOCK_K)
     b_matrix = _described(b_ptr, K, N, stride_b, B_TRANSPOSED, BLOCK_K, BLOCK_N)
     part: tl.constexpr = BLOCK_N // SUBTILES
@@ -390,7 +401,11 @@ def _step(
     far = (a_far, b_far, epilogue.bias_stride)
     steps = split.depth // config.depth
     scalars = (m, n, k, split.parts, steps, *far, programs)
+    along_m, along_k = a_transposed, not a_transposed or b_transposed  # lie contiguous
+    pointers = not target.copies_tiles
     constants = {
+        "M_UNIT": math.gcd(m, 8) if along_m and pointers else 1,
+        "K_UNIT": math.gcd(k, 8) if along_k and pointers else 1,
         "A_TRANSPOSED": a_transposed,
         "B_TRANSPOSED": b_transposed,
         **constants,

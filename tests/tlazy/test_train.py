@@ -82,8 +82,8 @@ def test_default_options_reach_the_published_accuracy_on_italy_power_demand(tmp_
 
 
 @pytest.mark.thorough
-def test_the_mean_accuracy_of_ten_seeds_is_the_published_one(tmp_path):
-    """Of 1,029 series one is 0.1 %; ten runs' mean varies by about as much."""
+def test_the_mean_accuracy_of_ten_seeds_is_near_the_published_one(tmp_path):
+    """0.970, in one run (Wang et al. 2017); seeds 0 to 2 had 0.971, 0.964 and 0.967 here."""
     pytest.importorskip("sktime", reason="ItalyPowerDemand is in its wheel")
     runs = [training.train(Options(seed=s), tmp_path / str(s), PlainDisplay()) for s in range(10)]
     assert sum(run.test_accuracy for run in runs) / 10 >= 0.96

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from tests.tlazy_kernels.agreement import SMALL, assert_agrees, random
+from tlazy_kernels import launch
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 
@@ -83,3 +86,10 @@ def assert_all_agree(
     assert_agrees(conv1d_forward, x, weight, bias, *settings, activation=activation, config=config)
     assert_agrees(conv1d_grad_input, grad, weight, case.length, *settings, config=config)
     assert_agrees(conv1d_grad_weight, grad, x, case.taps, *settings, config=config)
+
+
+def kernels_of(call: Callable[[], object]) -> set[str]:
+    """The names of the kernels that a call runs, which nobody may have made before."""
+    with mock.patch.object(launch, "_plans", {}):
+        call()
+        return {step.kernel.fn.__name__ for plan in launch._plans.values() for step in plan.steps}

@@ -2,7 +2,7 @@
 
 Run as a program, where the interpreter is off:
 ``python -m tests.tlazy_kernels.picks linear sm_90 bfloat16``. With ``brief`` after it, each kernel
-is compiled once in each tile, not in all layouts.
+is compiled once in each tile: a forward pass with its epilogue, if there is one in that tile.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def main() -> None:
     family, target, dtype, *brief = sys.argv[1:]
     found = picks(family, target, DTYPES[dtype])
     if brief:
-        found = list({_tile(launch): (name, launch) for name, launch in reversed(found)}.values())
+        found.sort(key=lambda pick: bool(pick[1].values.get("ACTIVATION")))  # the last one counts
+        found = list({_tile(launch): (name, launch) for name, launch in found}.values())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = pool.map(lambda pick: compiled(pick[0], target, dtype, pick[1]), found)
         print(json.dumps([asdict(row) for row in rows]))

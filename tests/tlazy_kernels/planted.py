@@ -1,4 +1,4 @@
-"""Compiles kernels with one defect each, and prints what came out as JSON.
+"""Compiles kernels with a defect each, and prints what came out as JSON.
 
 Run as a program, where the interpreter is off: ``python -m tests.tlazy_kernels.planted``. The
 ``sound`` ones have no defect: each gate lets something pass.

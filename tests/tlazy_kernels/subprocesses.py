@@ -92,6 +92,12 @@ def picks(family: str, target: str, dtype: str, *brief: str) -> list[Compiled]:
     return [Compiled(**row) for row in rows]
 
 
+@cache
+def declared() -> list[dict[str, Any]]:
+    """What each case of the catalogue launches, moves and computes everywhere."""
+    return json.loads(output(start("tests.tlazy_kernels.declared")))
+
+
 def launched() -> list[dict[str, Any]]:
     """What a CUDA driver sees of launches, the first of their kind and later ones."""
     return json.loads(output(start("tests.tlazy_kernels.launched")))

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from unittest import mock
-
 import pytest
 import torch
-from torch import Tensor
 
 from tests.tlazy_kernels.agreement import DTYPES, SMALL, assert_agrees, bits, random, spread
-from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree
+from tests.tlazy_kernels.convolutions import (
+    Convolution,
+    assert_all_agree,
+    channels_last,
+    kernels_of,
+)
 from tlazy_kernels import copies, launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
@@ -54,18 +55,6 @@ TILED_CASES = [
     Convolution(2, 24, 12, 29, 4, stride=2, padding=(2, 1), groups=3),
     Convolution(7, 8, 8, 4, 3, padding=(1, 1)),  # several series a tile
 ]
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """The same values; as a (batch, length, channels) array that is seen transposed."""
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def kernels_of(call: Callable[[], object]) -> set[str]:
-    """The names of the kernels that a call runs, which nobody may have made before."""
-    with mock.patch.object(launch, "_plans", {}):
-        call()
-        return {step.kernel.fn.__name__ for plan in launch._plans.values() for step in plan.steps}
 
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,8 +9,7 @@ import torch
 
 from tests import EMULATED
 from tests.tlazy_kernels.agreement import SMALL, assert_agrees, bits, exact, random
-from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree
-from tests.tlazy_kernels.test_conv1d import kernels_of
+from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree, kernels_of
 from tlazy_kernels import configs, launch, reference
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 

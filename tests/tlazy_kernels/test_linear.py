@@ -17,7 +17,7 @@ from tlazy_kernels import launch, linear, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
 from tlazy_kernels.matmul import specializes
-from tlazy_kernels.targets import STAND_IN
+from tlazy_kernels.targets import STAND_IN, TARGETS
 
 ACTIVATIONS = (None, *reference.ACTIVATIONS)
 
@@ -236,6 +236,22 @@ def test_masked_columns_of_an_infinite_operand_do_not_reach_the_sum(dtype, devic
     x[:, 16], weight[1, 16] = torch.inf, -torch.inf
     assert_agrees(linear_forward, x, weight, bias)
     assert_agrees(linear_grad_weight, grad, x)
+
+
+@pytest.mark.parametrize("shape", [(40, 24, 72), (24, 72, 40), (17, 40, 8), (8, 16, 20)], ids=str)
+def test_sizes_of_whole_units_agree_where_descriptors_become_pointers(
+    shape, dtype, device, monkeypatch
+):
+    """There the kernel says what divides rows and their ends, which 16 does not."""
+    monkeypatch.setattr(launch, "target_of", lambda device: TARGETS["sm_80"])
+    monkeypatch.setattr(launch, "_plans", {})
+    x, weight, bias, grad = operands(shape, dtype, device)
+    assert_agrees(linear_forward, x, weight, bias, activation="silu", config=SMALL)
+    assert_agrees(linear_grad_input, grad, weight, config=SMALL)
+    assert_agrees(linear_grad_weight, grad, x, config=SMALL)
+    torn = random(shape[0], shape[1] + 24, dtype=dtype, device=device)[:, : shape[1] + 5]
+    assert_agrees(linear_forward, torn, torn, config=SMALL)  # rows end within a unit
+    assert_agrees(linear_grad_weight, torn, x, config=SMALL)
 
 
 def test_results_are_bitwise_the_same_twice(dtype, device):
