@@ -5,7 +5,7 @@
 
 A mutant counts as caught where a test of its file fails in Triton's interpreter or, for those that
 only ttsem sees (accesses out of bounds, races), under ttsem. Exits with 0 only if all are caught.
-Takes a quarter of an hour of processor time.
+Takes a quarter of an hour on two cores.
 """
 
 from __future__ import annotations

@@ -23,17 +23,16 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from tlazy_kernels import catalogue, table
 from tlazy_kernels.catalogue import DTYPES, Case
 from tlazy_kernels.environment import INTERPRETED
-from tlazy_kernels.offline import compiled
+from tlazy_kernels.offline import compiled_together
 from tlazy_kernels.recording import Launch, Recording, recorded
 from tlazy_kernels.table import Row
 from tlazy_kernels.targets import TARGETS
@@ -50,12 +49,27 @@ def inspect(
     """Compile every case whose name contains `kernel`, for each target and dtype; where `brief`,
     only those with a kernel that none before has.
 
-    float32 is compiled for full accuracy (``fp32_precision = "ieee"``), the costlier way.
+    float32 is compiled for full accuracy (``fp32_precision = "ieee"``), the costlier way. There is
+    a row for each launch of a case, all with the whole case's arithmetic and traffic.
     """
     work = list(recordings(targets, dtypes, kernel, thorough))
     work = list(_brief(work)) if brief else work
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [row for rows in pool.map(lambda item: _rows(*item), work) for row in rows]
+    rows = compiled_together(
+        (name, target, dtype, launch)
+        for case, target, dtype, recording in work
+        for name, launch in named(case, recording)
+    )
+    costs: list[dict[str, Any]] = [
+        {
+            "flops": recording.flops,
+            "bytes": recording.bytes,
+            "least_flops": case.least.flops,
+            "least_bytes": case.least.bytes,
+        }
+        for case, _, _, recording in work
+        for _ in recording.launches
+    ]
+    return [Row(**asdict(row), **cost) for row, cost in zip(rows, costs, strict=True)]
 
 
 def recordings(
@@ -83,20 +97,6 @@ def _brief(
         if not found <= seen:
             yield case, target, dtype, recording
         seen |= found
-
-
-def _rows(case: Case, target: str, dtype: str, recording: Recording) -> list[Row]:
-    """One for each launch, all with the whole case's arithmetic and traffic."""
-    return [
-        Row(
-            **asdict(compiled(name, target, dtype, launch)),
-            flops=recording.flops,
-            bytes=recording.bytes,
-            least_flops=case.least.flops,
-            least_bytes=case.least.bytes,
-        )
-        for name, launch in named(case, recording)
-    ]
 
 
 def named(case: Case, recording: Recording) -> Iterator[tuple[str, Launch]]:

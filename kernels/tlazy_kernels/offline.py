@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 from tlazy_kernels.catalogue import DTYPES
 from tlazy_kernels.machine_code import instruction_mix, usage
@@ -93,6 +99,26 @@ def compiled(name: str, target: str, dtype: str, launch: Launch) -> Compiled:
         nested_loops=_nested_loops(str(binary.asm["ttgir"])),
         mix=instruction_mix(binary.asm),
     )
+
+
+def compiled_together(work: Iterable[tuple[str, str, str, Launch]]) -> list[Compiled]:
+    """Each (name, target, dtype, launch) of `work` as :func:`compiled`, in as many threads as there
+    are cores."""
+    work = list(work)  # before the first is compiled
+    one_at_a_time = mock.patch.object(JITFunction, "parse", _locked(JITFunction.parse))
+    with one_at_a_time, ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda item: compiled(*item), work))
+
+
+def _locked(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """CPython 3.11 may raise a SystemError ("recursion depth mismatch") where two threads parse."""
+    lock = threading.Lock()
+
+    def parse_alone(kernel: Any) -> Any:
+        with lock:
+            return parse(kernel)
+
+    return parse_alone
 
 
 def source(launch: Launch) -> ASTSource:

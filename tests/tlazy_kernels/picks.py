@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -26,7 +25,7 @@ from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_
 from tlazy_kernels.depthwise import depthwise_backward
 from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
 from tlazy_kernels.matmul import _matmul_descriptor_kernel
-from tlazy_kernels.offline import compiled
+from tlazy_kernels.offline import compiled_together
 from tlazy_kernels.recording import Launch, recorded
 
 EPILOGUE: dict[str, Any] = {"activation": "gelu", "save_preactivation": True}
@@ -176,9 +175,8 @@ def main() -> None:
     if brief:
         found.sort(key=lambda pick: bool(pick[1].values.get("ACTIVATION")))  # the last one counts
         found = list({_tile(launch): (name, launch) for name, launch in found}.values())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = pool.map(lambda pick: compiled(pick[0], target, dtype, pick[1]), found)
-        print(json.dumps([asdict(row) for row in rows]))
+    rows = compiled_together((name, target, dtype, launch) for name, launch in found)
+    print(json.dumps([asdict(row) for row in rows]))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import torch
@@ -17,7 +16,7 @@ import triton
 import triton.language as tl
 
 from tlazy_kernels.linear import linear_forward
-from tlazy_kernels.offline import Compiled, compiled
+from tlazy_kernels.offline import compiled_together
 from tlazy_kernels.recording import Launch, recorded
 
 
@@ -118,12 +117,7 @@ def planted() -> Iterator[tuple[str, str, str, Launch]]:
 
 def main() -> None:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-
-    def row(item: tuple[str, str, str, Launch]) -> Compiled:
-        return compiled(*item)
-
-    with ThreadPoolExecutor(2) as pool:
-        print(json.dumps([asdict(found) for found in pool.map(row, list(planted()))]))
+    print(json.dumps([asdict(row) for row in compiled_together(planted())]))
 
 
 if __name__ == "__main__":
