@@ -70,6 +70,8 @@ MUTANTS = [
         "store mask off by one", "matmul", "(n < N)[None, :]\n    if", "(n <= N)[None, :]\n    if"
     ),
     Mutant("unit stride assumed in A", "matmul", "k[None, :] * stride_ak", "k[None, :]"),
+    Mutant("units assumed along K", "matmul", '"K_UNIT": math.gcd(k, 8)', '"K_UNIT": 8'),
+    Mutant("units assumed along M", "matmul", '"M_UNIT": math.gcd(m, 8)', '"M_UNIT": 8'),
     Mutant(
         "unit stride assumed in bias",
         "matmul",

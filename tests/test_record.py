@@ -166,7 +166,7 @@ def write_tests(folder, body, name="test_made_up.py"):
 
 
 def test_a_test_that_dies_hangs_or_loses_the_gpu_costs_itself_only(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(recording.kernel_tests, "STUCK_SECONDS", 30.0)  # to start pytest too
+    monkeypatch.setattr(recording.kernel_tests, "STUCK_SECONDS", 20.0)  # to start pytest too
     tests = write_tests(
         tmp_path,
         "def test_first(device): pass\n"
