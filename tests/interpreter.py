@@ -88,7 +88,8 @@ def _describe_blocks_once() -> None:
         if key not in known:
             describe(block, element_ty, shape)
             known[key] = dict(vars(block))
-        vars(block).update(known[key])
+        else:
+            vars(block).update(known[key])
 
     tl.block_type.__init__ = described
 

@@ -47,8 +47,8 @@ class Case:
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
-    """Every kernel at least once, with the tiles that it gets by itself and its costliest
-    epilogue; the costliest case of a kernel first."""
+    """Every kernel at least once, with the tiles that it gets by itself. The first case of a kernel
+    has its costliest epilogue."""
     yield from _linear(dtype, rows=262_144, inputs=1024, outputs=1024, activation="gelu")
     # Rows of the output that no descriptor can have.
     pointers = _linear(dtype, 262_144, 1024, 1022, activation="gelu", tag=" by pointers")
