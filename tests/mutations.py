@@ -178,9 +178,9 @@ MUTANTS = [
     ),
     Mutant(
         "output strides rounded down",
-        "conv1d_tiled",
-        '"Y_UNIT": math.gcd(y.stride(0), y.stride(2), 8)',
-        '"Y_UNIT": math.gcd(y.stride(0), 8)',
+        "units",
+        "for n, _, position in strides for stride in (n, position)",
+        "for n, _, position in strides for stride in (n,)",
     ),
     Mutant(
         "small groups not kept apart",
@@ -294,8 +294,8 @@ MUTANTS = [
     Mutant(
         "bias sums overwrite each other",
         "epilogue",
-        "split * channels + channel, total",
-        "channel, total",
+        "partial_ptr + split * channels + c",
+        "partial_ptr + c",
     ),
     Mutant(
         "int64 cast missing in a product",
@@ -370,14 +370,14 @@ MUTANTS = [
     Mutant(
         "copied rows one too many",
         "copies",
-        "(row < size2)[:, None]",
-        "(row <= size2)[:, None]",
+        "(row < size2) &",
+        "(row <= size2) &",
         "ttsem",
     ),
     Mutant(
         "padding read from beside the slice",
         "copies",
-        "mask=mask & (row < filled)[:, None]",
+        "mask=mask & (row < filled)",
         "mask=mask",
         "ttsem",
     ),
@@ -464,16 +464,28 @@ MUTANTS = [
         "(source <= vectors * VECTOR) & (block < rows)[:, None]\n    places",
     ),
     Mutant(
-        "gradient stays in its dtype",
+        "bias gradient summed in its dtype",
         "epilogue",
-        ").to(tl.float32)\n        if ACTIVATION is not None:",
-        ")\n        if ACTIVATION is not None:",
+        "total += tl.where(mask, grad, 0.0)",
+        "total = (total + tl.where(mask, grad, 0.0)).to(grad_ptr.dtype.element_ty).to(tl.float32)",
     ),
     Mutant(
-        "rows of the next split in the bias gradient",
+        "steps of the next split in the bias gradient",
         "epilogue",
-        "last = tl.minimum(first + rows_per_split, rows)",
-        "last = tl.minimum(first + rows_per_split + 1, rows)",
+        "last = tl.minimum(first + steps_per_split, tl.cast",
+        "last = tl.minimum(first + steps_per_split + 1, tl.cast",
+    ),
+    Mutant(
+        "strides rounded to what both units do not divide",
+        "units",
+        "N_UNIT: tl.constexpr = max(C_UNIT, L_UNIT)",
+        "N_UNIT: tl.constexpr = C_UNIT * L_UNIT",
+    ),
+    Mutant(
+        "series apart taken for one row",
+        "epilogue",
+        "all(o == inner * i for o, _, i in found)",
+        "any(o == inner * i for o, _, i in found)",
     ),
     Mutant(
         "first output beside the padding left out",

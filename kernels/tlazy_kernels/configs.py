@@ -74,19 +74,23 @@ def dot_config(rows: int, cols: int, depth: int, itemsize: int) -> TileConfig:
     )
 
 
-def pointwise_config(
-    rows: int, channels: int, elements: int = 2048, widest: int = 32
-) -> TileConfig:
+def pointwise_config(rows: int, channels: int, elements: int, widest: int = 32) -> TileConfig:
     """The tile, of that many `elements`, for a pass over (rows, channels); nothing is contracted.
-
-    A thread of 4 warps has 16 of 2048 elements, two 16-byte loads of 16 bits. Kernels that load
-    them one by one keep an address for each, and take half as many.
 
     Args:
         widest: most columns of a tile.
     """
     cols = _tile(channels, widest)
     return TileConfig(rows=_tile(rows, elements // cols), cols=cols, depth=1)
+
+
+def row_piece(length: int, most: int) -> int:
+    """The longest piece of a row that wastes at most an eighth of the lanes on what is behind its
+    end: `most`, or a quarter of it, and so on. Each is a kernel of its own, and lengths may vary.
+    """
+    while most > 8 and -(-length // most) * most * 8 > length * 9:
+        most //= 4
+    return most
 
 
 def split_rows(
@@ -228,9 +232,8 @@ def product_tiles(itemsize: int, target: Target, *, described: bool) -> list[Til
     if not described:
         return list(_HALF_POINTER_TILES if itemsize < 4 else _SINGLE_POINTER_TILES)
     threads_copy = target.gpu.backend == "cuda" and not target.copies_tiles
-    blackwell = target.copies_tiles and target.gpu.arch >= 100
-    single = _BLACKWELL_SINGLE_TILES if blackwell else _SINGLE_TILES
-    widest = target.copies_tiles and (not blackwell or HALVES_TAKE_TURNS)
+    single = _BLACKWELL_SINGLE_TILES if target.blackwell else _SINGLE_TILES
+    widest = target.copies_tiles and (not target.blackwell or HALVES_TAKE_TURNS)
     largest = (
         128 * 256 if widest else 128 * 128 if itemsize < 4 or target.copies_tiles else 64 * 128
     )

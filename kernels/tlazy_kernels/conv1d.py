@@ -289,7 +289,7 @@ def _plan(
             buffers.append(buffer)
             steps.append(step)
     if tiled is None:
-        return Plan((), (gather_step(*tensors, geometry, **settings),), ())
+        return Plan((), (gather_step(target, *tensors, geometry, **settings),), ())
     more, launches = tiled_steps(
         *tensors,
         blocks,

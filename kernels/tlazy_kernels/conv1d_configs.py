@@ -55,6 +55,8 @@ def conv1d_config(
         return -(-count * groups // target.processors) * each
 
     tiles = list(_tiles(target, filters, channels, itemsize))
+    if target.blackwell and itemsize == 4:
+        tiles = [replace(tile, num_warps=8) for tile in tiles]
     if together > 1:
         # Where threads copy tiles, they keep addresses as well.
         least = min(tile.rows for tile in tiles)
@@ -96,13 +98,12 @@ def grad_weight_config(
 def _tiles(target: Target, cols: int, depth: int, itemsize: int) -> Iterator[TileConfig]:
     """Tiles of as many rows as the matrix units take at once (Hopper 64, Blackwell 128) or more,
     and as many stages as fit. Where threads copy tiles, larger ones leave too few registers."""
-    blackwell = target.gpu.backend == "cuda" and target.gpu.arch >= 100
     widest = 256 if target.copies_tiles else 256 // itemsize
     largest = 128 * 256 if target.copies_tiles else 128 * 128
     if itemsize == 4:
         largest = 128 * 128 if target.copies_tiles else 64 * 64
     deep = min(32 if itemsize == 4 else 64, max(16, 1 << (depth - 1).bit_length()))
-    for block_rows in (128,) if blackwell else (128, 64):
+    for block_rows in (128,) if target.blackwell else (128, 64):
         for block_cols in (256, 128, 64, 32, 16):
             area = block_rows * block_cols
             # One warp group computes 64 rows; in float32 it has registers for 128 columns.

@@ -46,7 +46,7 @@ def groups_together(groups: int, channels: int, filters: int, itemsize: int) -> 
 
 def shares_tiles(target: Target) -> bool:
     """Whether the kernel that keeps groups apart compiles: not by Triton 3.6 for Blackwell."""
-    return not (target.gpu.backend == "cuda" and target.gpu.arch >= 100 and not HALVES_TAKE_TURNS)
+    return HALVES_TAKE_TURNS or not target.blackwell
 
 
 def _block_diagonal_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +122,8 @@ def packed(
     target = groups * together * filters * row, together * filters * row, row
     if together == 1:
         sizes = groups, filters, contracted, taps
-        step = copy_step(1, place, sizes, row, source, (target[1], target[2], 1, target[0]))
+        into = target[1], target[2], 1, target[0]
+        step = copy_step(1, place, sizes, row, source, into, weight.element_size())
     else:
         sizes = groups, together, filters, contracted
         step = _block_diagonal_step(place, sizes, taps, row, source)

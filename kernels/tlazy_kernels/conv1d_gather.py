@@ -17,6 +17,8 @@ from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig, dot_config
 from tlazy_kernels.launch import Step, metadata
 from tlazy_kernels.positions import Geometry, source_position
+from tlazy_kernels.targets import Target
+from tlazy_kernels.units import element, units
 
 
 def _conv1d_gather_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +38,13 @@ _VARYING = ["batches", "length", "stride_xn"]
 @triton.jit(
     launch_metadata=_conv1d_gather_metadata,
     do_not_specialize=_VARYING,
-    do_not_specialize_on_alignment=["stride_xc"],
+    do_not_specialize_on_alignment=[
+        "stride_xc",
+        "out_length",
+        "stride_yn",
+        "stride_yo",
+        "stride_yl",
+    ],
 )
 def _conv1d_gather_kernel(
     x_ptr,  # shape (N, groups * C, length)
@@ -69,10 +77,14 @@ def _conv1d_gather_kernel(
     HAS_BIAS: tl.constexpr,
     SAVE_PREACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    C_UNIT: tl.constexpr,  # of y, both as in units.py
+    L_UNIT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    F = F // C_UNIT * C_UNIT
+    out_length = out_length // L_UNIT * L_UNIT
     out_blocks = tl.cdiv(F, BLOCK_F)
     rows = tl.cast(batches, tl.int64) * out_length
     tiles = tl.cdiv(rows, BLOCK_R) * out_blocks
@@ -106,7 +118,16 @@ def _conv1d_gather_kernel(
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channel * stride_bias, mask=f < F, other=0.0)
         acc += bias.to(tl.float32)[None, :]
-    target = (batch * stride_yn + position * stride_yl)[:, None] + (channel * stride_yo)[None, :]
+    target = element(
+        batch[:, None],
+        channel[None, :],
+        position[:, None],
+        stride_yn,
+        stride_yo,
+        stride_yl,
+        C_UNIT,
+        L_UNIT,
+    )
     mask = (row < rows)[:, None] & (f < F)[None, :]
     if SAVE_PREACTIVATION:
         tl.store(preactivation_ptr + target, acc.to(preactivation_ptr.dtype.element_ty), mask=mask)
@@ -118,6 +139,7 @@ def _sizes(args: Mapping[str, Any]) -> str:
 
 
 def gather_step(
+    target: Target,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -135,6 +157,9 @@ def gather_step(
     stride, (padding, _), dilation, groups = geometry
     group_in, group_out = channels // groups, out_channels // groups
     rows = batch * out_length
+    stride_yn, stride_yc, stride_yl = y.stride()
+    if out_channels == 1:  # of no account; 1 would look like neighbours
+        stride_yc = 0
     stride_out, stride_in, stride_tap = weight.stride()
     stride_group = weight.shape[0] // groups * stride_out
     if transposed:
@@ -161,7 +186,9 @@ def gather_step(
             stride_in,
             stride_tap,
             0 if bias is None else bias.stride(0),
-            *y.stride(),
+            stride_yn,
+            stride_yc,
+            stride_yl,
         ),
         {
             "TRANSPOSED": transposed,
@@ -169,10 +196,12 @@ def gather_step(
             "HAS_BIAS": bias is not None,
             "SAVE_PREACTIVATION": preactivation is not None,
             "PRECISION": precision,
+            **units(group_out, out_length, y.element_size(), (stride_yn, stride_yc, stride_yl)),
             "BLOCK_R": config.rows,
             "BLOCK_F": config.cols,
             "BLOCK_C": config.depth,
         },
         num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        # Split into tf32 parts, operands pass registers, of which copying ahead leaves too few.
+        num_stages=1 if target.blackwell and x.element_size() == 4 else config.num_stages,
     )

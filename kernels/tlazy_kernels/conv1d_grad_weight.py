@@ -28,6 +28,7 @@ from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.targets import Target
 from tlazy_kernels.tuned import tuned_convolution
+from tlazy_kernels.units import element, units
 
 
 def _grad_weight_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +127,13 @@ def _grad_weight_tiled_kernel(
 @triton.jit(
     launch_metadata=_grad_weight_metadata,
     do_not_specialize=["batch", "length", "stride_xn"],
-    do_not_specialize_on_alignment=["stride_xc"],
+    do_not_specialize_on_alignment=[
+        "stride_xc",
+        "out_length",
+        "stride_gn",
+        "stride_go",
+        "stride_gl",
+    ],
 )
 def _grad_weight_gather_kernel(
     grad_ptr,  # g = dL/dz, shape (N, groups * F, out_length)
@@ -150,10 +157,14 @@ def _grad_weight_gather_kernel(
     stride_xc,
     stride_xl,
     PRECISION: tl.constexpr,
+    C_UNIT: tl.constexpr,  # of the gradient, both as in units.py
+    L_UNIT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    F = F // C_UNIT * C_UNIT
+    out_length = out_length // L_UNIT * L_UNIT
     in_blocks = tl.cdiv(C, BLOCK_C)
     tiles = tl.cdiv(F, BLOCK_F) * in_blocks * taps
     group = (tl.program_id(0) // tiles).to(tl.int64)
@@ -162,7 +173,7 @@ def _grad_weight_gather_kernel(
     tap = tile % taps
     f = (tile // taps // in_blocks).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
     c = (tile // taps % in_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    grad_channels = grad_ptr + (group * F + f) * stride_go
+    grad_channel = (group * F + f)[:, None]
     x_channels = x_ptr + (group * C + c) * stride_xc
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, tl.cast(batch, tl.int64) * out_length)
@@ -172,8 +183,18 @@ def _grad_weight_gather_kernel(
         series = row // out_length
         position = row % out_length
         source, exists = source_position(position, tap, stride, padding, dilation, length, False)
+        place = element(
+            series[None, :],
+            grad_channel,
+            position[None, :],
+            stride_gn,
+            stride_go,
+            stride_gl,
+            C_UNIT,
+            L_UNIT,
+        )
         grad = tl.load(
-            grad_channels[:, None] + (series * stride_gn + position * stride_gl)[None, :],
+            grad_ptr + place,
             mask=(f < F)[:, None] & (row < last)[None, :],
             other=0.0,
         )
@@ -254,7 +275,7 @@ def _plan(
             precision=precision,
         )
         parts, product = _tiled_step(
-            grad, x, sources, forms, shape, blocks, precision, config, together
+            target, grad, x, sources, forms, shape, blocks, precision, config, together
         )
     last = 2 + len(buffers)
     if parts == 1:
@@ -296,6 +317,7 @@ def _tiles(
 
 
 def _tiled_step(
+    target: Target,
     grad: Tensor,
     x: Tensor,
     sources: list[int],
@@ -346,7 +368,7 @@ def _tiled_step(
             "GRAD_CHANNELS_LAST": tiled_grad.channels_last,
             "X_CHANNELS_LAST": tiled_x.channels_last,
             "PRECISION": precision,
-            "SUBTILES": subtiles(config),
+            "SUBTILES": subtiles(config, target),
             "BLOCK_N": block_n,
             "BLOCK_L": block_l,
             "BLOCK_F": config.rows,
@@ -397,6 +419,7 @@ def _gather_step(
         ),
         {
             "PRECISION": precision,
+            **units(group_out, out_length, grad.element_size(), grad.stride()),
             "BLOCK_R": config.depth,
             "BLOCK_F": config.rows,
             "BLOCK_C": config.cols,

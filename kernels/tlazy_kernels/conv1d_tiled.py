@@ -27,6 +27,7 @@ from tlazy_kernels.launch import Buffer, Step, metadata
 from tlazy_kernels.layouts import Tiled
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
+from tlazy_kernels.units import element, units
 
 
 def _conv1d_tiled_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +46,11 @@ def _conv1d_tiled_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) ->
 _VARYING = ["batch", "length", "programs", "stride_xn", "stride_xg", "stride_xt"]
 
 
-@triton.jit(launch_metadata=_conv1d_tiled_metadata, do_not_specialize=_VARYING)
+@triton.jit(
+    launch_metadata=_conv1d_tiled_metadata,
+    do_not_specialize=_VARYING,
+    do_not_specialize_on_alignment=["out_length", "stride_yn", "stride_yc", "stride_yl"],
+)
 def _conv1d_tiled_kernel(
     x_ptr,  # shape (batch, groups * C, length)
     weight_ptr,  # shape (taps, groups, F, C)
@@ -83,17 +88,16 @@ def _conv1d_tiled_kernel(
     TOGETHER: tl.constexpr,  # small groups in each group, whose filters are zero for the others
     FLATTEN: tl.constexpr,  # one loop over all tiles' steps; STRIDE is 1
     SUBTILES: tl.constexpr,
-    F_UNIT: tl.constexpr,  # divides F
-    Y_UNIT: tl.constexpr,  # divides stride_yn and stride_yl
+    F_UNIT: tl.constexpr,  # divides F, wherever filters lie
+    C_UNIT: tl.constexpr,  # of y, both as in units.py
+    L_UNIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    # Of 200 filters, say, the compiler knows by this that 8 divides them.
     F = F // F_UNIT * F_UNIT
-    stride_yn = stride_yn // Y_UNIT * Y_UNIT
-    stride_yl = stride_yl // Y_UNIT * Y_UNIT
+    out_length = out_length // L_UNIT * L_UNIT
     Y_STEP: tl.constexpr = STRIDE if TRANSPOSED else 1
     UNIT: tl.constexpr = 128 // weight_ptr.dtype.element_ty.primitive_bitwidth
     weight = tl.make_tensor_descriptor(
@@ -145,10 +149,9 @@ def _conv1d_tiled_kernel(
                     of_part = (f + tl.arange(0, BLOCK_F)) // (F // TOGETHER) == part
                     acc = tl.where(of_part[None, :], own, acc)
         within = tl.arange(0, BLOCK_N * BLOCK_L)
-        series = n.to(tl.int64) + within // BLOCK_L
-        position = (row.to(tl.int64) + within % BLOCK_L) * Y_STEP + residue
+        series = (n.to(tl.int64) + within // BLOCK_L)[:, None]
+        position = ((row.to(tl.int64) + within % BLOCK_L) * Y_STEP + residue)[:, None]
         exists = (series < batch) & (position < out_length)
-        target = series * stride_yn + position * stride_yl
         for part in tl.static_range(SUBTILES):
             z = columns_of(acc, part, SUBTILES)
             filters = f + part * (BLOCK_F // SUBTILES) + tl.arange(0, BLOCK_F // SUBTILES)
@@ -156,13 +159,15 @@ def _conv1d_tiled_kernel(
             if HAS_BIAS:
                 bias = tl.load(bias_ptr + channel * stride_bias, mask=filters < F, other=0.0)
                 z += bias.to(tl.float32)[None, :]
-            mask = exists[:, None] & (filters < F)[None, :]
-            element = target[:, None] + (channel * stride_yc)[None, :]
+            mask = exists & (filters < F)[None, :]
+            place = element(
+                series, channel[None, :], position, stride_yn, stride_yc, stride_yl, C_UNIT, L_UNIT
+            )
             if SAVE_PREACTIVATION:
                 kept = z.to(preactivation_ptr.dtype.element_ty)
-                tl.store(preactivation_ptr + element, kept, mask=mask)
+                tl.store(preactivation_ptr + place, kept, mask=mask)
             y = activate(z, ACTIVATION).to(y_ptr.dtype.element_ty)
-            tl.store(y_ptr + element, y, mask=mask)
+            tl.store(y_ptr + place, y, mask=mask)
 
 
 def fits_tiles(x: Tensor, out_length: int, taps: int, geometry: Geometry) -> bool:
@@ -184,9 +189,14 @@ def readable_tiles(target: Target, x: Tensor, groups: int, step: int) -> Tiled |
     return tiled if step == 1 and target.copies_tiles and layouts.ANY_START else None
 
 
-def subtiles(config: TileConfig) -> int:
-    """Parts of a tile's columns to store one after another: 16 elements of each of 32 threads."""
-    return max(1, config.rows * config.cols // (16 * config.num_warps * 32))
+def subtiles(config: TileConfig, target: Target) -> int:
+    """Parts of a tile's columns to store one after another: 16 elements of each of 32 threads, or 8
+    where registers would not do: beside addresses to copy tiles from, and where two warp groups
+    read their sums from Blackwell's tensor memory."""
+    few = target.blackwell and config.num_warps == 8
+    few |= target.gpu.backend == "cuda" and not target.copies_tiles and config.num_warps == 4
+    elements = 8 if few else 16
+    return max(1, config.rows * config.cols // (elements * config.num_warps * 32))
 
 
 def filter_blocks(filters: int) -> int:
@@ -275,10 +285,9 @@ def tiled_steps(
             "TOGETHER": together,
             # Copied by threads, the next tile's first operands would need more shared memory.
             "FLATTEN": stride == 1 and together == 1 and target.copies_tiles,
-            "SUBTILES": subtiles(config),
-            # Of an argument Triton asks only whether 16 divides it.
+            "SUBTILES": subtiles(config, target),
             "F_UNIT": math.gcd(filters, 8),
-            "Y_UNIT": math.gcd(y.stride(0), y.stride(2), 8),
+            **units(filters, out_length, y.element_size(), y.stride()),
             "BLOCK_N": block_n,
             "BLOCK_L": block_l,
             "BLOCK_F": config.cols,

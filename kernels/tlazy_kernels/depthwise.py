@@ -77,6 +77,7 @@ def _plan_convolve(
     if config is None and transposed and weight.shape[0] >= MANY_FILTERS * groups:
         # A contraction over the filters of each channel, long enough for a matrix product.
         one = gather_step(
+            target,
             *tensors,
             geometry,
             transposed=True,
@@ -92,7 +93,7 @@ def _plan_convolve(
     forward = not transposed or (stride == 1 and weight.shape[0] == groups)
     settings: dict[str, Any] = {"flipped": transposed, "activation": activation}
     if forward and config is None:  # it has one tile only, and none to look up
-        long = toeplitz_step(*tensors, stride, padding, dilation, **settings)
+        long = toeplitz_step(target, *tensors, stride, padding, dilation, **settings)
         if long is not None:
             return Plan((), (long,), ())
     config = config or tuned_convolution(
@@ -163,7 +164,7 @@ def _plan_correlate(
             grad, x, shape, geometry, precision=precision, places=(0, 2), inputs=len(tensors)
         )
         stride, (padding, _), dilation, _ = geometry
-        one = one or toeplitz_grad_weight(grad, x, shape, stride, padding, dilation)
+        one = one or toeplitz_grad_weight(target, grad, x, shape, stride, padding, dilation)
         if one is not None:
             return one
         config = tuned_convolution(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import triton
@@ -21,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tlazy_kernels.activations import activate, activation_grad
-from tlazy_kernels.configs import TileConfig
+from tlazy_kernels.configs import TileConfig, row_piece
 from tlazy_kernels.depthwise_backward import (
     BLOCK_K,
     Needs,
@@ -365,6 +366,8 @@ def time_backward(
     batch, _, out_length = grad.shape
     out_vectors, vectors = out_length // vector, length // vector
     tile = config or _time_config(max(vectors, out_vectors), channels, vector)
+    if config is None and vector > 1 and dilation > 1:
+        tile = replace(tile, num_warps=8)  # or the vectors that the taps reach would spill
     steps = batch * -(-max(vectors, out_vectors) // tile.rows)
     channel_blocks = -(-channels // tile.cols) * -(-taps // BLOCK_K)
     parts, steps_per_part = parts_of(steps, channel_blocks)
@@ -415,14 +418,8 @@ def vector_width(*tensors: Tensor) -> int:
 
 
 def _time_config(vectors: int, channels: int, vector: int) -> TileConfig:
-    """Vectors (rows) and channels (cols) of a tile: 256 vectors, or 1024 single samples.
-
-    The longest piece of a row that wastes at most an eighth of the lanes on what is behind its end,
-    of a few: each is a kernel of its own, and lengths may vary.
-    """
+    """Vectors (rows) and channels (cols) of a tile: 256 vectors, or 1024 single samples."""
     lanes = max(256, 1024 // vector)
-    rows = lanes // 2
-    while rows > 8 and -(-vectors // rows) * rows * 8 > vectors * 9:
-        rows //= 4
+    rows = row_piece(vectors, lanes // 2)
     cols = min(lanes // rows, 1 << (channels - 1).bit_length())
     return TileConfig(rows=rows, cols=cols, depth=1)

@@ -27,6 +27,7 @@ from tlazy_kernels.depthwise_backward import parts_of
 from tlazy_kernels.depthwise_time import row_strides, rows_are_dense, vector_width
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
 from tlazy_kernels.splits import sum_step
+from tlazy_kernels.targets import Target
 
 # Outputs in a block, blocks in a tile, and blocks of samples that a block of outputs may read.
 BLOCK = 64
@@ -321,6 +322,7 @@ def _depthwise_toeplitz_grad_weight_kernel(
 
 
 def toeplitz_step(
+    target: Target,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -374,13 +376,19 @@ def toeplitz_step(
             "CHUNKS": chunks,
             "BLOCK": BLOCK,
         },
-        num_warps=4,
+        num_warps=8 if target.blackwell else 4,
         num_stages=2,
     )
 
 
 def toeplitz_grad_weight(
-    grad: Tensor, x: Tensor, shape: tuple[int, int, int], stride: int, padding: int, dilation: int
+    target: Target,
+    grad: Tensor,
+    x: Tensor,
+    shape: tuple[int, int, int],
+    stride: int,
+    padding: int,
+    dilation: int,
 ) -> Plan | None:
     """The weight gradient of `shape` (C_out, 1, K), or None where this kernel does not serve.
 
@@ -424,7 +432,8 @@ def toeplitz_grad_weight(
             "BLOCK": BLOCK,
             "BLOCK_K": block_k,
         },
-        num_warps=4 if block_k <= BLOCK else 8,  # or the gathered diagonals spill
+        # Of four, the diagonals that they gather would spill.
+        num_warps=8 if target.blackwell or block_k > BLOCK else 4,
         num_stages=2,
     )
     steps = [step]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from tlazy_kernels import checks
 from tlazy_kernels.activations import activation_grad
-from tlazy_kernels.configs import TileConfig, pointwise_config, split_rows
+from tlazy_kernels.configs import TileConfig, pointwise_config, row_piece, split_rows
 from tlazy_kernels.launch import Buffer, Plan, Step, launch, metadata
 from tlazy_kernels.layouts import strides_like
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.targets import Target
+from tlazy_kernels.units import element, units
 
 
 def _epilogue_backward_metadata(
@@ -25,67 +27,66 @@ def _epilogue_backward_metadata(
     touched = ["grad_ptr"]
     touched += ["saved_ptr", "out_ptr"] * (args["ACTIVATION"] is not None)
     touched += ["partial_ptr"] * args["HAS_BIAS"]
-    sizes = f"rows={args['rows']} channels={args['channels']}"
+    sizes = " ".join(f"{name}={args[name]}" for name in ("outer", "channels", "inner"))
     return metadata(f"{kernel.name} [{sizes}]", 0, args, *touched)
 
 
-@triton.jit(launch_metadata=_epilogue_backward_metadata)
+# The units tell what divides these; that 16 does would only be one more kernel for some sizes.
+_SIZES = ["outer", "channels", "inner", "steps_per_split"]
+_SIZES += [f"stride_{tensor}{axis}" for tensor in "gsd" for axis in "oci"]
+
+
+@triton.jit(launch_metadata=_epilogue_backward_metadata, do_not_specialize_on_alignment=_SIZES)
 def _epilogue_backward_kernel(
     grad_ptr,  # dL/dy, shape (outer, channels, inner)
     saved_ptr,  # z or y, same shape; unread where ACTIVATION is None
     out_ptr,  # dL/dz, same shape; unwritten where ACTIVATION is None
     partial_ptr,  # bias gradient's partial sums, fp32, shape (splits, channels)
-    rows,  # outer * inner
-    inner,
+    outer,
     channels,
-    rows_per_split,
+    inner,
+    steps_per_split,  # of BLOCK_I positions
     stride_go,
     stride_gc,
     stride_gi,
     stride_so,
     stride_sc,
     stride_si,
-    stride_oo,
-    stride_oc,
-    stride_oi,
+    stride_do,
+    stride_dc,
+    stride_di,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    C_UNIT: tl.constexpr,  # both as in units.py
+    L_UNIT: tl.constexpr,
+    BLOCK_I: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    channel_block = tl.program_id(0)
+    channels = channels // C_UNIT * C_UNIT
+    inner = inner // L_UNIT * L_UNIT
+    c = (tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)[None, :]
     split = tl.program_id(1).to(tl.int64)
-    channel = channel_block * BLOCK_C + tl.arange(0, BLOCK_C)
-    channel64 = channel.to(tl.int64)[None, :]
-    first = split * rows_per_split
-    last = tl.minimum(first + rows_per_split, rows)
-    total = tl.zeros((BLOCK_C,), dtype=tl.float32)
-    for start in range(first, last, BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R).to(tl.int64)
-        outer = (row // inner)[:, None]
-        within = (row % inner)[:, None]
-        mask = (row < last)[:, None] & (channel < channels)[None, :]
-        grad = tl.load(
-            grad_ptr + outer * stride_go + channel64 * stride_gc + within * stride_gi,
-            mask=mask,
-            other=0.0,
-        ).to(tl.float32)
+    blocks = tl.cdiv(inner, BLOCK_I)
+    first = split * steps_per_split
+    last = tl.minimum(first + steps_per_split, tl.cast(outer, tl.int64) * blocks)
+    total = tl.zeros((BLOCK_I, BLOCK_C), dtype=tl.float32)
+    for step in range(first, last):
+        o = (step // blocks).to(tl.int64)
+        i = (step % blocks).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)[:, None]
+        mask = (i < inner) & (c < channels)
+        place = element(o, c, i, stride_go, stride_gc, stride_gi, C_UNIT, L_UNIT)
+        grad = tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)
         if ACTIVATION is not None:
-            saved = tl.load(
-                saved_ptr + outer * stride_so + channel64 * stride_sc + within * stride_si,
-                mask=mask,
-                other=0.0,
-            ).to(tl.float32)
+            place = element(o, c, i, stride_so, stride_sc, stride_si, C_UNIT, L_UNIT)
+            saved = tl.load(saved_ptr + place, mask=mask, other=0.0).to(tl.float32)
             grad = activation_grad(grad, saved, ACTIVATION)
-            tl.store(
-                out_ptr + outer * stride_oo + channel64 * stride_oc + within * stride_oi,
-                grad.to(out_ptr.dtype.element_ty),
-                mask=mask,
-            )
+            place = element(o, c, i, stride_do, stride_dc, stride_di, C_UNIT, L_UNIT)
+            tl.store(out_ptr + place, grad.to(out_ptr.dtype.element_ty), mask=mask)
         if HAS_BIAS:
-            total += tl.sum(tl.where(mask, grad, 0.0), axis=0)
+            total += tl.where(mask, grad, 0.0)
     if HAS_BIAS:
-        tl.store(partial_ptr + split * channels + channel, total, mask=channel < channels)
+        place = partial_ptr + split * channels + c
+        tl.store(place, tl.sum(total, axis=0, keep_dims=True), mask=c < channels)
 
 
 def epilogue_backward(
@@ -126,35 +127,38 @@ def _plan(
     bias: bool,
     config: TileConfig | None,
 ) -> Plan:
-    outer, channels, inner = checks.epilogue_shape(grad, saved, activation)
-    rows = outer * inner
+    shape = checks.epilogue_shape(grad, saved, activation)
     read = grad if saved is None else saved
-    strides = strides_like(grad.shape, read)
+    strides = strides_like(shape, read)
     buffers: list[Buffer] = []
     if activation:
-        buffers.append(Buffer((outer, channels, inner), grad.dtype, strides))
+        buffers.append(Buffer(shape, grad.dtype, strides))
     if bias:
-        buffers.append(Buffer((channels,), grad.dtype))
+        buffers.append(Buffer((shape[1],), grad.dtype))
     g = 0 if activation else None
     sums = len(buffers) - 1 if bias else None
-    if channels == 0 or not buffers:
+    if shape[1] == 0 or not buffers:
         return Plan(tuple(buffers), (), (g, sums))
-    # A wide tile where channels lie side by side; many programs, for their loads wait in turn.
-    config = config or pointwise_config(rows, channels, widest=128 if inner == 1 else 32)
+    channels = shape[1]
+    outer, inner, rows = _rows(shape, grad.stride(), read.stride(), strides)
+    elements = 32 * target.gpu.warp_size  # 8 for each thread of 4 warps: 16 bytes of 16 bits
+    config = config or _config(inner, channels, elements, channels_last=rows[1][1] == 1)
     channel_blocks = -(-channels // config.cols)
-    programs = 8 * target.processors
-    parts, rows_per_part = split_rows(rows, channel_blocks, config.rows, programs)
+    steps = outer * -(-inner // config.rows)
+    # Many programs, for their loads wait in turn.
+    parts, steps_per_part = split_rows(steps, channel_blocks, 1, 8 * target.processors)
     partial, first = 2 + len(buffers), 2
     buffers.append(Buffer((parts, channels), torch.float32))
     step = Step(
         _epilogue_backward_kernel,
         (channel_blocks, parts),
         (0, 0 if saved is None else 1, first, partial),
-        (rows, inner, channels, rows_per_part, *grad.stride(), *read.stride(), *strides),
+        (outer, channels, inner, steps_per_part, *itertools.chain(*rows)),
         {
             "ACTIVATION": activation,
             "HAS_BIAS": bias,
-            "BLOCK_R": config.rows,
+            **units(channels, inner, grad.element_size(), *rows),
+            "BLOCK_I": config.rows,
             "BLOCK_C": config.cols,
         },
         num_warps=config.num_warps,
@@ -163,3 +167,30 @@ def _plan(
         return Plan(tuple(buffers), (step,), (g, sums))
     total = sum_step(buffers[-1], (channels,), partial, first + sums, first + sums)
     return Plan(tuple(buffers), (step, total), (g, sums))
+
+
+def _config(inner: int, channels: int, elements: int, *, channels_last: bool) -> TileConfig:
+    """A tile of so many elements, as wide as may be where they are neighbours: a thread's then
+    share an address, whatever the alignment."""
+    if channels_last:
+        return pointwise_config(inner, channels, elements, widest=128)
+    shortest = min(128, 1 << (inner - 1).bit_length())
+    rows = max(row_piece(inner, elements), shortest)
+    cols = min(elements // rows, 1 << (channels - 1).bit_length())
+    return TileConfig(rows=rows, cols=cols, depth=1)
+
+
+def _rows(
+    shape: tuple[int, int, int], *strides: tuple[int, ...]
+) -> tuple[int, int, list[tuple[int, int, int]]]:
+    """Outer and inner size, and strides (o, c, i) of each tensor: one row where all lie like one.
+
+    The stride of a dimension of size 1 is of no account.
+    """
+    outer, channels, inner = shape
+    found = [(o if outer > 1 else 0, c if channels > 1 else 0, i) for o, c, i in strides]
+    if inner == 1:
+        return 1, outer, [(0, c, o) for o, c, _ in found]
+    if outer == 1 or all(o == inner * i for o, _, i in found):
+        return 1, outer * inner, [(0, c, i) for _, c, i in found]
+    return outer, inner, found

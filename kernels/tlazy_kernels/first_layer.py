@@ -21,6 +21,7 @@ from tlazy_kernels.configs import split_rows
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.splits import sum_step
+from tlazy_kernels.units import element, units
 
 MOST_CHANNELS = 4
 MOST_TERMS = 64  # channels * taps
@@ -75,7 +76,11 @@ def _patches(
 _VARYING = ["batches", "length", "steps_per_part", "stride_xn", "stride_xc"]
 
 
-@triton.jit(launch_metadata=_forward_metadata, do_not_specialize=_VARYING)
+@triton.jit(
+    launch_metadata=_forward_metadata,
+    do_not_specialize=_VARYING,
+    do_not_specialize_on_alignment=["out_length", "stride_yn", "stride_yf", "stride_yl"],
+)
 def _first_layer_kernel(
     x_ptr,  # shape (N, C, length)
     weight_ptr,  # shape (filters, C, taps)
@@ -105,10 +110,14 @@ def _first_layer_kernel(
     HAS_BIAS: tl.constexpr,
     SAVE_PREACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    C_UNIT: tl.constexpr,  # of y, both as in units.py
+    L_UNIT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
+    out_length = out_length // L_UNIT * L_UNIT
+    filters = filters // C_UNIT * C_UNIT
     blocks = tl.cdiv(out_length, BLOCK_L)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     position = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -142,7 +151,9 @@ def _first_layer_kernel(
         if HAS_BIAS:
             bias = tl.load(bias_ptr + f * stride_bias, mask=f < filters, other=0.0)
             z += bias.to(tl.float32)[:, None]
-        place = batch * stride_yn + (f * stride_yf)[:, None] + (position * stride_yl)[None, :]
+        place = element(
+            batch, f[:, None], position[None, :], stride_yn, stride_yf, stride_yl, C_UNIT, L_UNIT
+        )
         mask = (f < filters)[:, None] & (position < out_length)[None, :]
         if SAVE_PREACTIVATION:
             kept = z.to(preactivation_ptr.dtype.element_ty)
@@ -157,7 +168,11 @@ def _grad_weight_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> 
     return metadata(name, flops, args, "grad_ptr", "x_ptr", "out_ptr")
 
 
-@triton.jit(launch_metadata=_grad_weight_metadata, do_not_specialize=_VARYING)
+@triton.jit(
+    launch_metadata=_grad_weight_metadata,
+    do_not_specialize=_VARYING,
+    do_not_specialize_on_alignment=["out_length", "stride_gn", "stride_gf", "stride_gl"],
+)
 def _first_layer_grad_weight_kernel(
     grad_ptr,  # g = dL/dz, shape (N, filters, out_length)
     x_ptr,  # shape (N, C, length)
@@ -179,10 +194,14 @@ def _first_layer_grad_weight_kernel(
     stride_xc,
     stride_xl,
     PRECISION: tl.constexpr,
+    C_UNIT: tl.constexpr,  # of the gradient, both as in units.py
+    L_UNIT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
+    out_length = out_length // L_UNIT * L_UNIT
+    filters = filters // C_UNIT * C_UNIT
     blocks = tl.cdiv(out_length, BLOCK_L)
     f = tl.program_id(0).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
     first = tl.program_id(1) * steps_per_part
@@ -190,10 +209,11 @@ def _first_layer_grad_weight_kernel(
     for step in range(first, tl.minimum(first + steps_per_part, batches * blocks)):
         batch = (step // blocks).to(tl.int64)
         position = (step % blocks).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+        place = element(
+            batch, f[:, None], position[None, :], stride_gn, stride_gf, stride_gl, C_UNIT, L_UNIT
+        )
         grad = tl.load(
-            grad_ptr
-            + (batch * stride_gn + f * stride_gf)[:, None]
-            + (position * stride_gl)[None, :],
+            grad_ptr + place,
             mask=(f < filters)[:, None] & (position < out_length)[None, :],
             other=0.0,
         )
@@ -273,6 +293,7 @@ def first_layer_step(
             "HAS_BIAS": bias is not None,
             "SAVE_PREACTIVATION": preactivation is not None,
             "PRECISION": precision,
+            **units(filters, out_length, y.element_size(), y.stride()),
             "BLOCK_T": _padded(channels * taps),
             "BLOCK_F": BLOCK_F,
             "BLOCK_L": block_l,
@@ -326,6 +347,7 @@ def first_layer_grad_weight(
         ),
         {
             "PRECISION": precision,
+            **units(filters, out_length, grad.element_size(), grad.stride()),
             "BLOCK_T": _padded(channels * taps),
             "BLOCK_F": BLOCK_F,
             "BLOCK_L": block_l,

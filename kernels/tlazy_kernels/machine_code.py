@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ AMD_KINDS = {
     "local": r"scratch_(load|store)",
 }
 
+# A label, and a branch to one, in either assembly.
+_LABEL = re.compile(r"(\.?L\w+):")
+_BRANCH = re.compile(r"\b(?:BRA\S*|s_c?branch\w*)\s.*?(\.?L\w+)")
+
 
 def usage(asm: Mapping[str, Any]) -> tuple[int, int]:
     """(registers, bytes of stack) a thread; spilled registers count as stack. A scalar register
@@ -69,7 +73,8 @@ def instruction_mix(asm: Mapping[str, Any]) -> dict[str, int]:
 
     Kinds: the matrix units' (``wgmma``, ``tcgen05``, ``mma``, ``mfma``); copies from global to
     shared memory (``bulk copy``, ``async copy``); global loads and stores, with the bytes that one
-    thread moves; ``local`` for spills; ``setmaxnreg``, by which specialized warps trade registers.
+    thread moves; ``local`` for spills, ``local in a loop`` for those among them that may run often;
+    ``setmaxnreg``, by which specialized warps trade registers.
     """
     if "amdgcn" in asm:
         return count_kinds(asm["amdgcn"], AMD_KINDS)
@@ -88,11 +93,31 @@ def count_kinds(text: str, kinds: Mapping[str, str]) -> dict[str, int]:
     any_kind = re.compile("|".join(rf"(?P<k{i}>\b(?:{p}))" for i, p in enumerate(kinds.values())))
     names = dict(zip((f"k{i}" for i in range(len(kinds))), kinds, strict=True))
     found: Counter[str] = Counter()
-    for line in text.splitlines():
+    lines = text.splitlines()
+    local = []
+    for i, line in enumerate(lines):
         match = any_kind.search(line)
         if match:
-            found[names[str(match.lastgroup)]] += 1
+            kind = names[str(match.lastgroup)]
+            found[kind] += 1
+            local += [i] * (kind == "local")
+    loops = _loops(lines) if local else []
+    looped = sum(any(first <= i <= last for first, last in loops) for i in local)
+    if looped:
+        found["local in a loop"] = looped
     return dict(sorted(found.items()))
+
+
+def _loops(lines: Sequence[str]) -> list[tuple[int, int]]:
+    """First and last line of each loop: from a label to a branch back to it."""
+    labels: dict[str, int] = {}
+    found = []
+    for i, line in enumerate(lines):
+        if label := _LABEL.match(line):
+            labels[label[1]] = i
+        elif (branch := _BRANCH.search(line)) and branch[1] in labels:
+            found.append((labels[branch[1]], i))
+    return found
 
 
 def _run(tool: str, cubin: bytes, *options: str) -> str:

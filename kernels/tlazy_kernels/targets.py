@@ -49,6 +49,11 @@ class Target:
         """Whether a unit of its own copies tiles to shared memory (TMA): Hopper and Blackwell."""
         return self.gpu.backend == "cuda" and self.gpu.arch >= 90
 
+    @property
+    def blackwell(self) -> bool:
+        """Whether matrix units sum in a memory of their own, whose rows threads share out whole."""
+        return self.gpu.backend == "cuda" and self.gpu.arch >= 100
+
     def occupancy(self, *, registers: int, shared: int, num_warps: int) -> int:
         """How many programs of so many registers a thread and bytes of shared memory fit at once.
 

@@ -28,6 +28,9 @@ _SHIFTED = (
 # Products of 16-bit elements whose operands reach shared memory through registers, and why.
 WITHOUT_ASYNC_COPIES = {"_conv1d_gather_kernel": _SHIFTED}
 
+# In float32 on Blackwell too: split into parts, they leave no registers to copy ahead.
+WITHOUT_ASYNC_COPIES_IN_FLOAT32 = {("sm_100", "_conv1d_gather_kernel")}
+
 # Products whose operands are loaded once, before any loop that could copy ahead of itself.
 WITHOUT_A_LOOP = frozenset({"_first_layer_kernel"})
 
@@ -57,6 +60,21 @@ NARROW_LOADS = {
     "_first_layer_grad_weight_kernel": 16,  # the samples
 }
 
+# Likewise global stores of 2 bytes.
+NARROW_STORES = {
+    "_matmul_pointer_kernel": 64,  # rows that are no whole units, which no descriptor can have
+    "_sum_kernel": 2,  # in small sums a thread has one column, of y and of z
+    "_copy_kernel": 1,  # likewise in small copies
+    # Gradients of the weight, whose taps lie side by side, and of the bias.
+    "_depthwise_time_backward_kernel": 9,
+    "_grad_weight_tiled_kernel": 64,
+    "_conv1d_gather_kernel": 8,  # the way back to groups of one channel, each of which lies apart
+}
+
+# AMD's backend stores a product's tile as the matrix units leave it: a thread's elements are
+# neighbouring filters, which lie apart where samples are neighbours.
+NARROW_STORES_ON = {"gfx942": {"_conv1d_gather_kernel": 64, "_conv1d_tiled_kernel": 8}}
+
 # Budgets of single targets.
 NARROW_LOADS_ON = {
     # On Blackwell a thread has a whole row of the accumulator: the bias of 32 columns at a time,
@@ -64,7 +82,8 @@ NARROW_LOADS_ON = {
     "sm_100": {"_matmul_pointer_kernel": 32, "_grad_weight_gather_kernel": 32},
     # Before Triton 3.8, a thread of AMD's has 8 filters in each of the parts that a tile is stored
     # in, which lie apart.
-    "gfx942": {} if TRITON >= (3, 8) else {"_conv1d_tiled_kernel": 32},
+    "gfx942": {"_depthwise_toeplitz_kernel": 93}  # LLVM unrolls the path by taps where they are few
+    | ({} if TRITON >= (3, 8) else {"_conv1d_tiled_kernel": 32}),
 }
 
 # Cases of the catalogue whose sizes leave no alignment to use.
@@ -74,6 +93,10 @@ UNALIGNED = (" small", " odd")
 # twice the share of a tile.
 REPRESENTATIVE = frozenset(case.name for case in cases(torch.bfloat16))
 OTHER_TILES_NARROW = 2
+
+# Bytes of stack, in other tiles: ptxas parks a value or two beside a loop that does not need them
+# where a processor then holds one more program.
+PARKED = 16
 
 # Registers that a build may differ by from its baseline, for ptxas versions of one Triton version.
 REGISTER_TOLERANCE = 8
@@ -89,7 +112,8 @@ def shared_memory(row: Compiled) -> Iterator[str]:
 
 
 def stack(row: Compiled) -> Iterator[str]:
-    if row.stack or row.mix.get("local"):
+    parked = row.stack <= PARKED and not row.mix.get("local in a loop")
+    if (row.stack or row.mix.get("local")) and not (parked and not _is_representative(row)):
         yield f"{row.stack} bytes of stack, {row.mix.get('local', 0)} local loads and stores"
 
 
@@ -106,10 +130,19 @@ def asynchronous_copies(row: Compiled) -> Iterator[str]:
     """Only NVIDIA's GPUs copy from global to shared memory on their own; AMD's pass registers."""
     copies = row.mix.get("async copy", 0) + row.mix.get("bulk copy", 0)
     exempt = row.dtype != "float32" and row.kernel in WITHOUT_ASYNC_COPIES
+    exempt |= (row.target, row.kernel) in WITHOUT_ASYNC_COPIES_IN_FLOAT32
     exempt = exempt or row.kernel in WITHOUT_A_LOOP
     nvidia = TARGETS[row.target].gpu.backend == "cuda"
     if row.product_rows and nvidia and not copies and not exempt and not _narrow_by_nature(row):
         yield "no asynchronous copy feeds the product"
+
+
+def narrow_stores(row: Compiled) -> Iterator[str]:
+    found = row.mix.get("store 1", 0) + row.mix.get("store 2", 0)
+    budgets = NARROW_STORES | NARROW_STORES_ON.get(row.target, {})
+    budget = 0 if row.dtype == "float32" else budgets.get(row.kernel, 0)
+    if found > budget and not _narrow_by_nature(row) and not _apart(row):
+        yield f"{found} global stores of 2 bytes or less, more than {budget}"
 
 
 def narrow_loads(row: Compiled) -> Iterator[str]:
@@ -128,6 +161,11 @@ def _is_representative(row: Compiled) -> bool:
 def _narrow_by_nature(row: Compiled) -> bool:
     """Sizes that are no multiple of 16 bytes, and tiles of which a thread loads one element."""
     return row.name.endswith(UNALIGNED) or (row.product_rows > 0 and row.operand_bytes < 4)
+
+
+def _apart(row: Compiled) -> bool:
+    """The way back over a stride fills one residue of the positions at a time: samples apart."""
+    return row.name.startswith("conv_transpose1d_forward") or " apart" in row.name
 
 
 def specialization(row: Compiled) -> Iterator[str]:
@@ -159,6 +197,7 @@ GATES: tuple[Gate, ...] = (
     matrix_units,
     asynchronous_copies,
     narrow_loads,
+    narrow_stores,
     specialization,
     scratch_memory,
     fusion,

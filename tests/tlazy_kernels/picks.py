@@ -23,6 +23,7 @@ from tests.tlazy_kernels.convolutions import Convolution, channels_last
 from tlazy_kernels.catalogue import DTYPES
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.depthwise import depthwise_backward
+from tlazy_kernels.layouts import strides_like
 from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
 from tlazy_kernels.matmul import _matmul_descriptor_kernel
 from tlazy_kernels.offline import compiled_together
@@ -110,12 +111,14 @@ def convolution_calls(layers: list[Convolution], dtype: torch.dtype) -> Iterator
         x, weight, bias, grad = _meta(layer.shapes, dtype)
         x, grad = lies(x), lies(grad)
         settings = layer.settings
-        rows = (n for t in (x, grad) for n in (t.shape[1] // layer.groups, *t.stride()) if n > 1)
-        tag = " odd" if any(n * dtype.itemsize % 16 for n in rows) else ""
+        rows = [n for t in (x, grad) for n in (t.shape[1] // layer.groups, *t.stride())]
+        rows += strides_like(grad.shape, x)
+        tag = " odd" if any(n * dtype.itemsize % 16 for n in rows if n > 1) else ""
+        apart = " apart" if layer.stride > 1 and grad.stride(2) == 1 else ""
         forward = partial(conv1d_forward, x, weight, bias, *settings, **EPILOGUE)
         yield f"conv1d_forward{tag}", forward
         grad_input = partial(conv1d_grad_input, grad, weight, layer.length, *settings)
-        yield f"conv1d_grad_input{tag}", grad_input
+        yield f"conv1d_grad_input{apart}{tag}", grad_input
         grad_weight = partial(conv1d_grad_weight, grad, x, layer.taps, *settings)
         yield f"conv1d_grad_weight{tag}", grad_weight
         if layer.depthwise and layer.groups > 1:

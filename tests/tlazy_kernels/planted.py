@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tlazy_kernels.epilogue import epilogue_backward
 from tlazy_kernels.linear import linear_forward
 from tlazy_kernels.offline import compiled_together
 from tlazy_kernels.recording import Launch, recorded
@@ -87,6 +88,15 @@ def _linear(
     return replace(launch, values=values, options=options)
 
 
+def _epilogue(**units: int) -> Launch:
+    """The pass over rows of 1000 elements that epilogue_backward launches, told of such units."""
+    grad = torch.empty(64, 512, 1000, dtype=torch.bfloat16, device="meta")
+    with recorded("sm_90") as recording:
+        epilogue_backward(grad, grad, "gelu", bias=True)
+    launch = recording.launches[0]
+    return replace(launch, values=launch.values | units)
+
+
 def planted() -> Iterator[tuple[str, str, str, Launch]]:
     """(the gate that must catch it, target, dtype, launch)."""
     many_stages = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "num_stages": 12}
@@ -98,6 +108,7 @@ def planted() -> Iterator[tuple[str, str, str, Launch]]:
         ("matrix_units", "bfloat16", _linear(num_warps=2)),
         ("asynchronous_copies", "bfloat16", _linear(outputs=1020, num_stages=1)),
         ("narrow_loads", "bfloat16", _linear(inputs=1023, BLOCK_K=64)),
+        ("narrow_stores", "bfloat16", _epilogue(L_UNIT=1)),
         ("specialization", "bfloat16", _by_descriptors(specialized=True, num_warps=8)),
         ("scratch_memory", "bfloat16", _by_descriptors(allocates=False)),
         ("fusion", "bfloat16", _flattened(invariant=False)),
@@ -105,6 +116,7 @@ def planted() -> Iterator[tuple[str, str, str, Launch]]:
         ("sound", "bfloat16", _linear()),
         ("sound", "bfloat16", _by_descriptors()),
         ("sound", "bfloat16", _by_descriptors(specialized=True)),
+        ("sound", "bfloat16", _epilogue()),
     ]
     yield from ((gate, "sm_90", dtype, launch) for gate, dtype, launch in found)
     # What tells a defect where the instructions are other ones.

@@ -123,7 +123,15 @@ def test_kernels_that_multiply_matrices_are_known_as_such():
 
 
 @pytest.mark.parametrize(
-    "gate", ["shared_memory", "stack", "matrix_units", "asynchronous_copies", "narrow_loads"]
+    "gate",
+    [
+        "shared_memory",
+        "stack",
+        "matrix_units",
+        "asynchronous_copies",
+        "narrow_loads",
+        "narrow_stores",
+    ],
 )
 def test_a_gate_catches_its_planted_defect(gate):
     rows = [row for row in planted() if row.name == gate]
@@ -147,7 +155,7 @@ def test_shipped_kernels_ask_for_what_these_gates_look_at(asked):
 
 def test_kernels_without_a_defect_pass_all_gates_specialized_ones_too():
     sound = [row for row in planted() if row.name == "sound"]
-    assert [breaches(row) for row in sound] == [[], [], [], []]
+    assert [breaches(row) for row in sound] == [[], [], [], [], []]
     assert any(row.flattened for row in sound)
     assert any(row.specialized and row.mix["setmaxnreg"] and row.scratch for row in sound)
     assert any(row.mix.get("bulk copy") for row in sound)
@@ -174,6 +182,16 @@ def test_registers_may_not_grow_from_their_baseline():
 def test_no_gate_passes_a_local_load_without_a_stack():
     row = replace(representative()[0], mix={**representative()[0].mix, "local": 1})
     assert breaches(row) == ["stack: 0 bytes of stack, 1 local loads and stores"]
+
+
+def test_a_value_parked_beside_a_loop_passes_in_tiles_that_are_not_the_representative_ones():
+    row = representative()[0]
+    parked = replace(row, stack=8, mix={**row.mix, "local": 2})
+    other = replace(parked, name="pick of linear_forward")
+    assert breaches(parked) == ["stack: 8 bytes of stack, 2 local loads and stores"]
+    assert breaches(other) == []
+    assert breaches(replace(other, mix={**other.mix, "local in a loop": 1})) != []
+    assert breaches(replace(other, stack=gates.PARKED + 4)) != []
 
 
 def test_each_launcher_moves_at_most_5_percent_more_than_the_least_bytes():

@@ -14,6 +14,7 @@ from tlazy_kernels.configs import (
     dot_config,
     pointwise_config,
     product_tiles,
+    row_piece,
     split_contraction,
     split_rows,
 )
@@ -43,10 +44,20 @@ def test_a_tile_is_not_much_larger_than_the_product():
 
 @given(sizes, sizes)
 def test_pointwise_tiles_are_powers_of_two_of_bounded_size(rows, channels):
-    config = pointwise_config(rows, channels)
+    config = pointwise_config(rows, channels, 2048)
     assert is_power_of_two(config.rows)
     assert is_power_of_two(config.cols)
     assert config.rows * config.cols <= 2048
+
+
+@given(st.integers(1, 2**33), st.sampled_from([128, 1024, 2048]))
+def test_a_piece_of_a_row_wastes_an_eighth_or_is_the_shortest(length, most):
+    piece = row_piece(length, most)
+    wasted = -length % piece
+    assert wasted * 8 <= length or piece <= 8
+    assert most % piece == 0
+    longer = 4 * piece
+    assert longer > most or -length % longer * 8 > length
 
 
 @given(st.integers(0, 2**40), st.integers(0, 10**6), st.sampled_from([1, 16, 32, 128]))

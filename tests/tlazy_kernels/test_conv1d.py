@@ -14,6 +14,7 @@ from tlazy_kernels import copies, launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.conv1d_tiled import subtiles
+from tlazy_kernels.targets import STAND_IN
 
 ACTIVATIONS = (None, *reference.ACTIVATIONS)
 
@@ -87,7 +88,7 @@ def test_tiles_that_are_stored_in_parts_agree(stride, last, dtype, device):
     operands = case.operands(dtype, device)
     x, weight, bias, grad = (channels_last(t) if last and t.dim() == 3 else t for t in operands)
     four = TileConfig(64, 32, 16, num_warps=1)  # 16 elements of each thread a part
-    assert subtiles(four) == 4
+    assert subtiles(four, STAND_IN) == 4
     assert_all_agree(case, (x, weight, bias, grad), four, "silu")
     kept = {"activation": "gelu", "save_preactivation": True, "config": four}
     assert_agrees(conv1d_forward, x, weight, bias, *case.settings, **kept)
@@ -114,7 +115,7 @@ def test_small_groups_share_tiles_and_keep_apart(case, special, dtype, device):
     assert forward == {"_block_diagonal_kernel", "_conv1d_tiled_kernel"}
     assert_all_agree(case, (x, weight, bias, grad), None, activation="relu")
     in_parts = TileConfig(64, 32, 32, num_warps=1)
-    assert subtiles(in_parts) > 1
+    assert subtiles(in_parts, STAND_IN) > 1
     kept = {"activation": "silu", "save_preactivation": True, "config": in_parts}
     assert_agrees(conv1d_forward, x, weight, bias, *settings, **kept)
     assert_agrees(conv1d_grad_weight, grad, x, case.taps, *settings, config=in_parts)

@@ -72,12 +72,12 @@ def test_a_git_revision_is_inspected_by_its_own_kernels(tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "kernels"]):
         subprocess.run([*git, *command], check=True)
-    configs = package / "configs.py"
-    configs.write_text(configs.read_text().replace("elements: int = 2048", "elements: int = 512"))
+    epilogue = package / "epilogue.py"
+    epilogue.write_text(epilogue.read_text().replace("elements = 32 *", "elements = 8 *"))
     options = ["--kernel", "epilogue", "--diff", "HEAD"]
     line = output(start("tlazy_kernels.inspect", *options, path=tmp_path))
     assert line.startswith(
-        "epilogue_backward gelu sm_90 bfloat16: config R64 C32 warps4 -> R16 C32"
+        "epilogue_backward gelu sm_90 bfloat16: config I1024 C1 warps4 -> I256 C1"
     )
 
 
@@ -143,3 +143,32 @@ def test_every_instruction_kind_of_amd_is_told_apart():
     }
     for line, kind in lines.items():
         assert machine_code.count_kinds(f"\t{line}", machine_code.AMD_KINDS) == {kind: 1}
+
+
+LOOPS = {
+    "nvidia": (
+        machine_code.NVIDIA_KINDS,
+        "        /*0100*/  STL [R1], R4 ;",
+        ".L_x_1:",
+        "        /*0110*/  @P0 BRA `(.L_x_2) ;",
+        "        /*0120*/  @P1 BRA `(.L_x_1) ;",
+        ".L_x_2:",
+    ),
+    "amd": (
+        machine_code.AMD_KINDS,
+        "\tscratch_store_dword off, v1, s32",
+        ".LBB0_1:",
+        "\ts_cbranch_execz .LBB0_2",
+        "\ts_cbranch_scc1 .LBB0_1",
+        ".LBB0_2:",
+    ),
+}
+
+
+@pytest.mark.parametrize("brand", LOOPS)
+def test_a_spill_in_a_loop_is_told_from_one_beside_it(brand):
+    kinds, spill, start, leave, back, end = LOOPS[brand]
+    beside = "\n".join([spill, start, leave, back, end, spill])
+    assert machine_code.count_kinds(beside, kinds) == {"local": 2}
+    within = "\n".join([spill, start, leave, spill, back, end])
+    assert machine_code.count_kinds(within, kinds) == {"local": 2, "local in a loop": 1}

@@ -23,6 +23,8 @@ MOST = {
     "_depthwise_time_backward_kernel": 12,
     "_depthwise_toeplitz_kernel": 8,  # forward and input gradient, four widths of a vector
     "_depthwise_toeplitz_grad_weight_kernel": 8,
+    "_epilogue_backward_kernel": 8,  # four pieces of a row, aligned or not
+    "_copy_kernel": 6,  # of the weight for each pass, of input and gradient, aligned or not
 }
 MOST_OTHERS = 4
 
