@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tlazy_kernels.activations import activate
+from tlazy_kernels.configs import HALVES_TAKE_TURNS
 from tlazy_kernels.depthwise_backward import parts_of
 from tlazy_kernels.depthwise_time import row_strides, rows_are_dense, vector_width
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
@@ -376,9 +377,17 @@ def toeplitz_step(
             "CHUNKS": chunks,
             "BLOCK": BLOCK,
         },
-        num_warps=8 if target.blackwell else 4,
-        num_stages=2,
+        **_schedule(target),
     )
+
+
+def _schedule(target: Target) -> dict[str, int]:
+    """How many warps and stages leave a thread enough registers: on Blackwell, where it has whole
+    rows of the sums, that depends on Triton's version."""
+    warps, stages = 4, 2
+    if target.blackwell:
+        warps, stages = (8, 2) if HALVES_TAKE_TURNS else (4, 3)
+    return {"num_warps": warps, "num_stages": stages}
 
 
 def toeplitz_grad_weight(
