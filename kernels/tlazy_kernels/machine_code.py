@@ -6,12 +6,12 @@ AMD's from the assembly that the binary was made of.
 
 from __future__ import annotations
 
-import functools
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,9 @@ AMD_KINDS = {
     "local": r"scratch_(load|store)",
 }
 
-# A label, and a branch to one, in either assembly.
-_LABEL = re.compile(r"(\.?L\w+):")
-_BRANCH = re.compile(r"\b(?:BRA\S*|s_c?branch\w*)\s.*?(\.?L\w+)")
+# Where a branch may lead to, and a branch: by address in NVIDIA's assembly, by label in AMD's.
+_LABEL = re.compile(r"\s*/\*0*([0-9a-f]+)\*/|(\.?L\w+):")
+_BRANCH = re.compile(r"\b(?:BRA\S*|s_c?branch\w*)\s(?:.*?0x([0-9a-f]+)|\s*(\.?L\w+))")
 
 
 def usage(asm: Mapping[str, Any]) -> tuple[int, int]:
@@ -68,24 +68,66 @@ def usage(asm: Mapping[str, Any]) -> tuple[int, int]:
     return int(found["REG"]), int(found["STACK"]) + int(found["LOCAL"])
 
 
-def instruction_mix(asm: Mapping[str, Any]) -> dict[str, int]:
-    """How many instructions of each kind that matters stand in the binary; only those there are.
+def instruction_mixes(binaries: Sequence[Mapping[str, Any]]) -> list[dict[str, int]]:
+    """Of each binary, how many instructions of each kind that matters there are; only those that
+    there are.
 
     Kinds: the matrix units' (``wgmma``, ``tcgen05``, ``mma``, ``mfma``); copies from global to
     shared memory (``bulk copy``, ``async copy``); global loads and stores, with the bytes that one
     thread moves; ``local`` for spills, ``local in a loop`` for those among them that may run often;
     ``setmaxnreg``, by which specialized warps trade registers.
     """
-    if "amdgcn" in asm:
-        return count_kinds(asm["amdgcn"], AMD_KINDS)
-    return dict(_nvidia_mix(asm["cubin"]))
+    by_architecture: dict[str, list[bytes]] = {}
+    for asm in binaries:
+        if "cubin" in asm:
+            by_architecture.setdefault(_architecture(asm), []).append(asm["cubin"])
+    mixes = {
+        cubin: count_kinds(text, NVIDIA_KINDS)
+        for architecture, cubins in by_architecture.items()
+        for cubin, text in _disassembled(architecture, dict.fromkeys(cubins)).items()
+    }
+    return [
+        dict(mixes[asm["cubin"]]) if "cubin" in asm else count_kinds(asm["amdgcn"], AMD_KINDS)
+        for asm in binaries
+    ]
 
 
-@functools.cache
-def _nvidia_mix(cubin: bytes) -> dict[str, int]:
-    """Kept, because half a second is long and launchers share kernels. ``-ndf`` leaves out the
-    analysis of the data flow, which the instructions' text does not show."""
-    return count_kinds(_run("nvdisasm", cubin, "-c", "-ndf"), NVIDIA_KINDS)
+def _architecture(asm: Mapping[str, Any]) -> str:
+    """As nvdisasm names it, such as SM90a."""
+    (found,) = re.findall(r"^\.target sm_(\w+)", asm["ptx"], re.MULTILINE)
+    return f"SM{found}"
+
+
+def _disassembled(architecture: str, cubins: Iterable[bytes]) -> dict[bytes, str]:
+    """The assembly of each, by one nvdisasm: it takes a third of a second to start. ``-ndf`` leaves
+    out the analysis of the data flow, which the instructions' text does not show."""
+    codes = {cubin: _code(cubin) for cubin in cubins}
+    listing = _run("nvdisasm", b"".join(codes.values()), "--binary", architecture, "-ndf")
+    lines = iter(re.findall(r"^\s*/\*([0-9a-f]+)\*/(.*)$", listing, re.MULTILINE))
+    address, instruction = next(lines)
+    found, end = {}, 0
+    for cubin, code in codes.items():
+        end += len(code)
+        own = []
+        while int(address, 16) < end:
+            own.append(f"/*{address}*/{instruction}")
+            address, instruction = next(lines, ("f" * 16, ""))
+        found[cubin] = "\n".join(own)
+    return found
+
+
+def _code(cubin: bytes) -> bytes:
+    """The section of an ELF file's that holds the kernel's instructions."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    start_of_names = sections[names][4]
+    (code,) = (
+        cubin[offset : offset + length]
+        for name, _, _, _, offset, length in sections
+        if cubin.startswith(b".text.", start_of_names + name)
+    )
+    return code
 
 
 def count_kinds(text: str, kinds: Mapping[str, str]) -> dict[str, int]:
@@ -114,15 +156,16 @@ def _loops(lines: Sequence[str]) -> list[tuple[int, int]]:
     found = []
     for i, line in enumerate(lines):
         if label := _LABEL.match(line):
-            labels[label[1]] = i
-        elif (branch := _BRANCH.search(line)) and branch[1] in labels:
-            found.append((labels[branch[1]], i))
+            labels[label[1] or label[2]] = i
+        if branch := _BRANCH.search(line):
+            start = labels.get(branch[1] or branch[2])
+            found += [] if start is None else [(start, i)]
     return found
 
 
-def _run(tool: str, cubin: bytes, *options: str) -> str:
+def _run(tool: str, binary: bytes, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(binary)
         file.flush()
         command = [str(TOOLS / tool), *options, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

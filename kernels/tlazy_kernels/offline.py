@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from tlazy_kernels.catalogue import DTYPES
-from tlazy_kernels.machine_code import instruction_mix, usage
+from tlazy_kernels.machine_code import instruction_mixes, usage
 from tlazy_kernels.recording import Launch
 from tlazy_kernels.targets import TARGETS
 
@@ -44,7 +44,7 @@ class Compiled:
         specialized: whether a loop asks for warp specialization.
         flattened: whether a loop asks to be made one with the loop inside it.
         nested_loops: loops of which each lies in the one before; 1 where none does.
-        mix: instructions by kind, as ``machine_code.instruction_mix``.
+        mix: instructions by kind, as ``machine_code.instruction_mixes``.
     """
 
     name: str
@@ -71,8 +71,10 @@ class Compiled:
         return self.name, self.target, self.dtype
 
 
-def compiled(name: str, target: str, dtype: str, launch: Launch) -> Compiled:
-    """Compile a launch for a target of ``targets.TARGETS``."""
+def _compiled(
+    name: str, target: str, dtype: str, launch: Launch
+) -> tuple[Compiled, Mapping[str, Any]]:
+    """Compile a launch for a target of ``targets.TARGETS``; its mix is still to be counted."""
     limits = TARGETS[target]
     binary = triton.compile(source(launch), target=limits.gpu, options=launch.options)
     registers, stack = usage(binary.asm)
@@ -80,7 +82,7 @@ def compiled(name: str, target: str, dtype: str, launch: Launch) -> Compiled:
     ttir = str(binary.asm["ttir"])
     m, n, k = _product(ttir)
     threads = limits.gpu.warp_size * launch.options["num_warps"]
-    return Compiled(
+    row = Compiled(
         name=name,
         kernel=launch.kernel.fn.__name__,
         target=target,
@@ -97,17 +99,20 @@ def compiled(name: str, target: str, dtype: str, launch: Launch) -> Compiled:
         specialized="tt.warp_specialize" in ttir,
         flattened="tt.flatten" in ttir,
         nested_loops=_nested_loops(str(binary.asm["ttgir"])),
-        mix=instruction_mix(binary.asm),
+        mix={},
     )
+    return row, binary.asm
 
 
 def compiled_together(work: Iterable[tuple[str, str, str, Launch]]) -> list[Compiled]:
-    """Each (name, target, dtype, launch) of `work` as :func:`compiled`, in as many threads as there
-    are cores."""
+    """Each (name, target, dtype, launch) of `work`, compiled for that target of
+    ``targets.TARGETS``, in as many threads as there are cores."""
     work = list(work)  # before the first is compiled
     one_at_a_time = mock.patch.object(JITFunction, "parse", _locked(JITFunction.parse))
     with one_at_a_time, ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda item: compiled(*item), work))
+        found = list(pool.map(lambda item: _compiled(*item), work))
+    mixes = instruction_mixes([asm for _, asm in found])
+    return [replace(row, mix=mix) for (row, _), mix in zip(found, mixes, strict=True)]
 
 
 def _locked(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -148,15 +148,15 @@ def test_every_instruction_kind_of_amd_is_told_apart():
 LOOPS = {
     "nvidia": (
         machine_code.NVIDIA_KINDS,
-        "        /*0100*/  STL [R1], R4 ;",
-        ".L_x_1:",
-        "        /*0110*/  @P0 BRA `(.L_x_2) ;",
-        "        /*0120*/  @P1 BRA `(.L_x_1) ;",
-        ".L_x_2:",
+        "/*00{:02x}*/  STL [R1], R4 ;",
+        "/*0010*/  MOV R1, R2 ;",
+        "/*0020*/  @P0 BRA 0x50 ;",
+        "/*0040*/  @P1 BRA 0x10 ;",
+        "/*0050*/  EXIT ;",
     ),
     "amd": (
         machine_code.AMD_KINDS,
-        "\tscratch_store_dword off, v1, s32",
+        "\tscratch_store_dword off, v1, s{}",
         ".LBB0_1:",
         "\ts_cbranch_execz .LBB0_2",
         "\ts_cbranch_scc1 .LBB0_1",
@@ -168,7 +168,7 @@ LOOPS = {
 @pytest.mark.parametrize("brand", LOOPS)
 def test_a_spill_in_a_loop_is_told_from_one_beside_it(brand):
     kinds, spill, start, leave, back, end = LOOPS[brand]
-    beside = "\n".join([spill, start, leave, back, end, spill])
+    beside = "\n".join([spill.format(0), start, leave, back, end, spill.format(0x60)])
     assert machine_code.count_kinds(beside, kinds) == {"local": 2}
-    within = "\n".join([spill, start, leave, spill, back, end])
+    within = "\n".join([spill.format(0), start, leave, spill.format(0x30), back, end])
     assert machine_code.count_kinds(within, kinds) == {"local": 2, "local in a loop": 1}
