@@ -476,6 +476,24 @@ MUTANTS = [
         "last = tl.minimum(first + steps_per_split + 1, tl.cast",
     ),
     Mutant(
+        "batch stride rounded down to the channels' unit",
+        "units",
+        "for n, _, position in strides for stride in (n, position)",
+        "for n, _, position in strides for stride in (position,)",
+    ),
+    Mutant(
+        "batch stride rounded down to the positions' unit",
+        "units",
+        "for n, channel, _ in strides for stride in (n, channel)",
+        "for n, channel, _ in strides for stride in (channel,)",
+    ),
+    Mutant(
+        "outer stride of a copy rounded down",
+        "copies",
+        "source_strides[1:], (source_strides[0], 0, 0)",
+        "source_strides[1:]",
+    ),
+    Mutant(
         "strides rounded to what both units do not divide",
         "units",
         "N_UNIT: tl.constexpr = max(C_UNIT, L_UNIT)",

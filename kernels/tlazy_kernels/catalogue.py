@@ -50,8 +50,8 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     """Every kernel at least once, with the tiles that it gets by itself. The first case of a kernel
     has its costliest epilogue.
 
-    Rows of samples are whole vectors of 16 bytes but no multiple of 16 elements, which is all that
-    Triton asks of a size by itself.
+    Dense and first layers' rows of samples are whole vectors of 16 bytes but no multiple of 16
+    elements, which is all that Triton asks of a size by itself.
     """
     yield from _linear(dtype, rows=262_144, inputs=1024, outputs=1024, activation="gelu")
     # Rows of the output that no descriptor can have.

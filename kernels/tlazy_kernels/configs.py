@@ -85,8 +85,8 @@ def pointwise_config(rows: int, channels: int, elements: int, widest: int = 32) 
 
 
 def row_piece(length: int, most: int) -> int:
-    """The longest piece of a row that wastes at most an eighth of the lanes on what is behind its
-    end: `most`, or a quarter of it, and so on. Each is a kernel of its own, and lengths may vary.
+    """The longest piece of a row that reaches at most an eighth of the row behind its end: `most`,
+    or a quarter of it, and so on. Each is a kernel of its own, and lengths may vary.
     """
     while most > 8 and -(-length // most) * most * 8 > length * 9:
         most //= 4

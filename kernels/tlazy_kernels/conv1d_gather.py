@@ -7,6 +7,7 @@ Samples that do not exist (padding; on the way back also what the stride skips) 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import triton
@@ -18,7 +19,7 @@ from tlazy_kernels.configs import TileConfig, dot_config
 from tlazy_kernels.launch import Step, metadata
 from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.targets import Target
-from tlazy_kernels.units import element, units
+from tlazy_kernels.units import element, strides_of, units
 
 
 def _conv1d_gather_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,19 +153,20 @@ def gather_step(
     precision: str,
     config: TileConfig | None,
 ) -> Step:
-    """Fill y with the convolution of x; the arguments are a plan's first five tensors."""
+    """Fill y with the convolution of x; the tensors are a plan's first five."""
     (batch, channels, length), (_, out_channels, out_length) = x.shape, y.shape
     stride, (padding, _), dilation, groups = geometry
     group_in, group_out = channels // groups, out_channels // groups
     rows = batch * out_length
-    stride_yn, stride_yc, stride_yl = y.stride()
-    if out_channels == 1:  # of no account; 1 would look like neighbours
-        stride_yc = 0
     stride_out, stride_in, stride_tap = weight.stride()
     stride_group = weight.shape[0] // groups * stride_out
     if transposed:
         stride_out, stride_in = stride_in, stride_out
-    config = config or dot_config(rows, group_out, group_in, x.element_size())
+    if config is None:
+        config = dot_config(rows, group_out, group_in, x.element_size())
+        # Split into three parts, operands pass registers; copying ahead would leave too few.
+        if target.blackwell and precision == "tf32x3":
+            config = replace(config, num_stages=1)
     tiles = triton.cdiv(rows, config.rows) * triton.cdiv(group_out, config.cols)
     return Step(
         _conv1d_gather_kernel,
@@ -186,9 +188,7 @@ def gather_step(
             stride_in,
             stride_tap,
             0 if bias is None else bias.stride(0),
-            stride_yn,
-            stride_yc,
-            stride_yl,
+            *strides_of(y),
         ),
         {
             "TRANSPOSED": transposed,
@@ -196,12 +196,11 @@ def gather_step(
             "HAS_BIAS": bias is not None,
             "SAVE_PREACTIVATION": preactivation is not None,
             "PRECISION": precision,
-            **units(group_out, out_length, y.element_size(), (stride_yn, stride_yc, stride_yl)),
+            **units(group_out, out_length, y.element_size(), strides_of(y)),
             "BLOCK_R": config.rows,
             "BLOCK_F": config.cols,
             "BLOCK_C": config.depth,
         },
         num_warps=config.num_warps,
-        # Split into tf32 parts, operands pass registers, of which copying ahead leaves too few.
-        num_stages=1 if target.blackwell and x.element_size() == 4 else config.num_stages,
+        num_stages=config.num_stages,
     )

@@ -28,7 +28,7 @@ from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.targets import Target
 from tlazy_kernels.tuned import tuned_convolution
-from tlazy_kernels.units import element, units
+from tlazy_kernels.units import element, strides_of, units
 
 
 def _grad_weight_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -414,12 +414,12 @@ def _gather_step(
             stride,
             padding,
             dilation,
-            *grad.stride(),
+            *strides_of(grad),
             *x.stride(),
         ),
         {
             "PRECISION": precision,
-            **units(group_out, out_length, grad.element_size(), grad.stride()),
+            **units(group_out, out_length, grad.element_size(), strides_of(grad)),
             "BLOCK_R": config.depth,
             "BLOCK_F": config.rows,
             "BLOCK_C": config.cols,

@@ -27,7 +27,7 @@ from tlazy_kernels.launch import Buffer, Step, metadata
 from tlazy_kernels.layouts import Tiled
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
-from tlazy_kernels.units import element, units
+from tlazy_kernels.units import element, strides_of, units
 
 
 def _conv1d_tiled_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def tiled_steps(
             tiled.stride_t,
             *strides,
             0 if bias is None else bias.stride(0),
-            *y.stride(),
+            *strides_of(y),
         ),
         {
             "STRIDE": stride,
@@ -287,7 +287,7 @@ def tiled_steps(
             "FLATTEN": stride == 1 and together == 1 and target.copies_tiles,
             "SUBTILES": subtiles(config, target),
             "F_UNIT": math.gcd(filters, 8),
-            **units(filters, out_length, y.element_size(), y.stride()),
+            **units(filters, out_length, y.element_size(), strides_of(y)),
             "BLOCK_N": block_n,
             "BLOCK_L": block_l,
             "BLOCK_F": config.cols,

@@ -32,11 +32,14 @@ def _epilogue_backward_metadata(
 
 
 # The units tell what divides these; that 16 does would only be one more kernel for some sizes.
-_SIZES = ["outer", "channels", "inner", "steps_per_split"]
-_SIZES += [f"stride_{tensor}{axis}" for tensor in "gsd" for axis in "oci"]
+_GIVEN_UNITS = ["channels", "inner", *(f"stride_{of}{axis}" for of in "gsd" for axis in "oci")]
 
 
-@triton.jit(launch_metadata=_epilogue_backward_metadata, do_not_specialize_on_alignment=_SIZES)
+@triton.jit(
+    launch_metadata=_epilogue_backward_metadata,
+    do_not_specialize=["outer", "steps_per_split"],
+    do_not_specialize_on_alignment=_GIVEN_UNITS,
+)
 def _epilogue_backward_kernel(
     grad_ptr,  # dL/dy, shape (outer, channels, inner)
     saved_ptr,  # z or y, same shape; unread where ACTIVATION is None
@@ -66,7 +69,7 @@ def _epilogue_backward_kernel(
     inner = inner // L_UNIT * L_UNIT
     c = (tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)[None, :]
     split = tl.program_id(1).to(tl.int64)
-    blocks = tl.cdiv(inner, BLOCK_I)
+    blocks = tl.cdiv(tl.cast(inner, tl.int64), BLOCK_I)
     first = split * steps_per_split
     last = tl.minimum(first + steps_per_split, tl.cast(outer, tl.int64) * blocks)
     total = tl.zeros((BLOCK_I, BLOCK_C), dtype=tl.float32)
@@ -146,7 +149,8 @@ def _plan(
     channel_blocks = -(-channels // config.cols)
     steps = outer * -(-inner // config.rows)
     # Many programs, for their loads wait in turn.
-    parts, steps_per_part = split_rows(steps, channel_blocks, 1, 8 * target.processors)
+    programs = 32 // config.num_warps * target.processors
+    parts, steps_per_part = split_rows(steps, channel_blocks, 1, programs)
     partial, first = 2 + len(buffers), 2
     buffers.append(Buffer((parts, channels), torch.float32))
     step = Step(
@@ -171,13 +175,15 @@ def _plan(
 
 def _config(inner: int, channels: int, elements: int, *, channels_last: bool) -> TileConfig:
     """A tile of so many elements, as wide as may be where they are neighbours: a thread's then
-    share an address, whatever the alignment."""
+    share an address, whatever the alignment. Of 128 or fewer, pieces are not cut to waste less.
+    Small series, of which a tile has one, take fewer warps."""
     if channels_last:
         return pointwise_config(inner, channels, elements, widest=128)
     shortest = min(128, 1 << (inner - 1).bit_length())
     rows = max(row_piece(inner, elements), shortest)
     cols = min(elements // rows, 1 << (channels - 1).bit_length())
-    return TileConfig(rows=rows, cols=cols, depth=1)
+    warps = max(1, 4 * rows * cols // elements)
+    return TileConfig(rows=rows, cols=cols, depth=1, num_warps=warps)
 
 
 def _rows(

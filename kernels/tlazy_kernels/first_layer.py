@@ -21,7 +21,7 @@ from tlazy_kernels.configs import split_rows
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.splits import sum_step
-from tlazy_kernels.units import element, units
+from tlazy_kernels.units import element, strides_of, units
 
 MOST_CHANNELS = 4
 MOST_TERMS = 64  # channels * taps
@@ -286,14 +286,14 @@ def first_layer_step(
             *x.stride(),
             *weight.stride(),
             0 if bias is None else bias.stride(0),
-            *y.stride(),
+            *strides_of(y),
         ),
         {
             "ACTIVATION": activation,
             "HAS_BIAS": bias is not None,
             "SAVE_PREACTIVATION": preactivation is not None,
             "PRECISION": precision,
-            **units(filters, out_length, y.element_size(), y.stride()),
+            **units(filters, out_length, y.element_size(), strides_of(y)),
             "BLOCK_T": _padded(channels * taps),
             "BLOCK_F": BLOCK_F,
             "BLOCK_L": block_l,
@@ -342,12 +342,12 @@ def first_layer_grad_weight(
             padding,
             dilation,
             steps_per_part,
-            *grad.stride(),
+            *strides_of(grad),
             *x.stride(),
         ),
         {
             "PRECISION": precision,
-            **units(filters, out_length, grad.element_size(), grad.stride()),
+            **units(filters, out_length, grad.element_size(), strides_of(grad)),
             "BLOCK_T": _padded(channels * taps),
             "BLOCK_F": BLOCK_F,
             "BLOCK_L": block_l,

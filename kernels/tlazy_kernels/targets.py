@@ -51,8 +51,9 @@ class Target:
 
     @property
     def blackwell(self) -> bool:
-        """Whether matrix units sum in a memory of their own, whose rows threads share out whole."""
-        return self.gpu.backend == "cuda" and self.gpu.arch >= 100
+        """Whether matrix units sum in a memory of their own, whose rows threads share out whole.
+        Those of Blackwell's consumer cards, sm_120, do not."""
+        return self.gpu.backend == "cuda" and 100 <= self.gpu.arch < 120
 
     def occupancy(self, *, registers: int, shared: int, num_warps: int) -> int:
         """How many programs of so many registers a thread and bytes of shared memory fit at once.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from tlazy_kernels.layouts import UNIT_BYTES
 
@@ -34,6 +35,17 @@ def units(channels: int, length: int, itemsize: int, *strides: Sequence[int]) ->
         "C_UNIT": math.gcd(most, channels, *of_channels),
         "L_UNIT": most if math.gcd(most, length, *of_positions) == most else 1,
     }
+
+
+def strides_of(x: Tensor) -> tuple[int, ...]:
+    """Strides, and 0 for dimensions of size 1: theirs are of no account, and 1 would tell Triton
+    that their elements are neighbours.
+
+    >>> import torch
+    >>> strides_of(torch.empty(3, 1, 5).transpose(1, 2))
+    (5, 1, 0)
+    """
+    return tuple(n if size > 1 else 0 for n, size in zip(x.stride(), x.shape, strict=True))
 
 
 @triton.jit

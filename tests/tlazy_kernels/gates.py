@@ -94,9 +94,10 @@ UNALIGNED = (" small", " odd")
 REPRESENTATIVE = frozenset(case.name for case in cases(torch.bfloat16))
 OTHER_TILES_NARROW = 2
 
-# Bytes of stack, in other tiles: ptxas parks a value or two beside a loop that does not need them
-# where a processor then holds one more program.
+# Bytes of stack and accesses to it, in other tiles: ptxas parks a value or two beside a loop that
+# does not need them where a processor then holds one more program.
 PARKED = 16
+PARKED_ACCESSES = 8
 
 # Registers that a build may differ by from its baseline, for ptxas versions of one Triton version.
 REGISTER_TOLERANCE = 8
@@ -112,9 +113,11 @@ def shared_memory(row: Compiled) -> Iterator[str]:
 
 
 def stack(row: Compiled) -> Iterator[str]:
-    parked = row.stack <= PARKED and not row.mix.get("local in a loop")
-    if (row.stack or row.mix.get("local")) and not (parked and not _is_representative(row)):
-        yield f"{row.stack} bytes of stack, {row.mix.get('local', 0)} local loads and stores"
+    local = row.mix.get("local", 0)
+    few = 0 < row.stack <= PARKED and local <= PARKED_ACCESSES
+    parked = few and row.target != "gfx942" and not row.mix.get("local in a loop")
+    if (row.stack or local) and not (parked and not _is_representative(row)):
+        yield f"{row.stack} bytes of stack, {local} local loads and stores"
 
 
 def matrix_units(row: Compiled) -> Iterator[str]:
@@ -165,7 +168,8 @@ def _narrow_by_nature(row: Compiled) -> bool:
 
 def _apart(row: Compiled) -> bool:
     """The way back over a stride fills one residue of the positions at a time: samples apart."""
-    return row.name.startswith("conv_transpose1d_forward") or " apart" in row.name
+    back = row.name.startswith("conv_transpose1d_forward") or " apart" in row.name
+    return back and row.kernel in ("_conv1d_tiled_kernel", "_conv1d_gather_kernel")
 
 
 def specialization(row: Compiled) -> Iterator[str]:

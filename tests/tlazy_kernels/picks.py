@@ -112,11 +112,12 @@ def convolution_calls(layers: list[Convolution], dtype: torch.dtype) -> Iterator
         x, grad = lies(x), lies(grad)
         settings = layer.settings
         rows = [n for t in (x, grad) for n in (t.shape[1] // layer.groups, *t.stride())]
-        rows += strides_like(grad.shape, x)
         tag = " odd" if any(n * dtype.itemsize % 16 for n in rows if n > 1) else ""
+        of_y = strides_like(grad.shape, x)
+        torn = tag or (" odd" if any(n * dtype.itemsize % 16 for n in of_y if n > 1) else "")
         apart = " apart" if layer.stride > 1 and grad.stride(2) == 1 else ""
         forward = partial(conv1d_forward, x, weight, bias, *settings, **EPILOGUE)
-        yield f"conv1d_forward{tag}", forward
+        yield f"conv1d_forward{torn}", forward
         grad_input = partial(conv1d_grad_input, grad, weight, layer.length, *settings)
         yield f"conv1d_grad_input{apart}{tag}", grad_input
         grad_weight = partial(conv1d_grad_weight, grad, x, layer.taps, *settings)

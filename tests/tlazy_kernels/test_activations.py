@@ -15,6 +15,7 @@ from tests.tlazy_kernels.agreement import (
     spread,
 )
 from tlazy_kernels import reference
+from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.epilogue import epilogue_backward
 from tlazy_kernels.linear import linear_forward
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
@@ -127,6 +128,16 @@ def test_elements_beyond_two_billion_are_found(dtype, device, vast):
     found = epilogue_backward(vast(grad), vast(z), "silu", bias=True)
     expected = epilogue_backward(grad, z, "silu", bias=True)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.thorough
+def test_rows_of_almost_two_billion_positions_are_summed_whole(device):
+    """The gradient of a sum is one element, expanded; its memory is not what limits it."""
+    length = 2**31 - 8
+    grad = torch.ones(1, device=device).expand(1, 1, length)
+    _, bias = epilogue_backward(grad, None, None, bias=True, config=TileConfig(2**20, 1, 1))
+    assert bias is not None
+    assert bias.item() == pytest.approx(length, rel=1e-6)
 
 
 @every_activation

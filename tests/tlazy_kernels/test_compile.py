@@ -191,7 +191,15 @@ def test_a_value_parked_beside_a_loop_passes_in_tiles_that_are_not_the_represent
     assert breaches(parked) == ["stack: 8 bytes of stack, 2 local loads and stores"]
     assert breaches(other) == []
     assert breaches(replace(other, mix={**other.mix, "local in a loop": 1})) != []
+    assert breaches(replace(other, mix={**other.mix, "local": 20})) != []
     assert breaches(replace(other, stack=gates.PARKED + 4)) != []
+    assert breaches(replace(other, stack=0)) != []
+
+
+def test_spills_in_loops_are_found_in_what_the_disassemblers_print():
+    spilling = [row for row in planted() if row.name == "stack"]
+    assert {row.target for row in spilling} == {"sm_90", "gfx942"}
+    assert all(row.mix.get("local in a loop") for row in spilling)
 
 
 def test_each_launcher_moves_at_most_5_percent_more_than_the_least_bytes():

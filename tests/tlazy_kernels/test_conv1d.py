@@ -155,6 +155,17 @@ def test_what_tiles_cannot_read_is_copied_where_that_pays(case, last, dtype, dev
     assert ran - {"_sum_kernel", "_block_diagonal_kernel"} == wanted
 
 
+def test_a_copy_reads_series_that_lie_a_broken_unit_apart(dtype, device, monkeypatch):
+    monkeypatch.setattr(copies, "LEAST_COPY", 1)
+    case = Convolution(2, 5, 7, 40, 17, stride=2, padding=(3, 9))
+    x, weight, bias, grad = case.operands(dtype, device)
+    room = torch.full((2, 5 * 40 + 4 // dtype.itemsize), torch.nan, dtype=dtype, device=device)
+    apart = room[:, :200].view(2, 5, 40).copy_(x)
+    ran = kernels_of(lambda: conv1d_forward(apart, weight, bias, *case.settings))
+    assert "_copy_kernel" in ran
+    assert_all_agree(case, (apart, weight, bias, grad))
+
+
 @pytest.mark.parametrize("groups", [1, 2], ids=["dense", "grouped"])
 def test_outputs_have_the_memory_layout_of_their_input(groups, dtype, device):
     case = Convolution(2, 4, 8, 21, 3, padding=(1, 1), groups=groups)

@@ -26,6 +26,8 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
         ((1004, 6), (6024, 1, 1004), (4, 1)),
         ((16, 16), (8 * 71, 8, 8 * 9), (8, 8)),
         ((16, 16), (0, 0, 0), (8, 8)),
+        ((16, 16), (8 * 71 + 4, 8, 8 * 9), (4, 1)),
+        ((16, 16), (8 * 71 + 1, 8, 8 * 9), (1, 1)),
     ],
 )
 def test_units_divide_sizes_and_the_strides_of_other_dimensions(sizes, strides, found):
@@ -41,8 +43,8 @@ def test_units_divide_the_strides_of_all_tensors():
 def test_strides_that_both_units_divide_are_kept_whole(dtype, device):
     x = random(2, 1, 16, dtype=dtype, device=device)
     grad = random(2, 16, 16, dtype=dtype, device=device, seed=1)
-    strides = 8 * 145, 8, 8 * 9  # 8 divides them, 64 does not
-    apart = grad.new_empty(2400).as_strided(grad.shape, strides).copy_(grad)
+    strides = 8 * 273, 8, 8 * 17  # 8 divides them, 64 does not
+    apart = grad.new_empty(4400).as_strided(grad.shape, strides).copy_(grad)
     assert min(units(16, 16, dtype.itemsize, strides).values()) == 16 // dtype.itemsize
     for config in (None, SMALL):  # the first layer's kernel, and the one for any strides
         assert_agrees(conv1d_grad_weight, apart, x, 3, 1, (1, 1), config=config)
