@@ -103,4 +103,5 @@ def test_the_stride_of_a_single_channel_is_of_no_account(device):
         precision="ieee",
         config=None,
     )
+    assert step.scalars[-3:] == (40, 0, 1)
     assert step.constants["L_UNIT"] == 8
