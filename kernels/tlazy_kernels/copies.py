@@ -61,6 +61,7 @@ def _copy_kernel(
     mask = (row < size2) & (column < size3)
     source = first * source0 + second * source1
     target = first * target0 + second * target1
+    # Both are taken as one step of a stride, which the units divide as well.
     source = element(1, row, column, source, source2, source3, SOURCE_R, SOURCE_C)
     target = element(1, row, column, target, target2, target3, TARGET_R, TARGET_C)
     copied = tl.load(source_ptr + source, mask=mask & (row < filled), other=0.0)
