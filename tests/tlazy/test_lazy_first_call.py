@@ -126,7 +126,37 @@ def test_eight_threads_may_make_the_first_call():
         for thread in threads: thread.join()
         assert all(torch.equal(y, net(x)) for y in outputs), run
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True)
+    in_a_process(script)
+
+
+def test_first_calls_and_threads_that_start_do_not_wait_for_each_other():
+    # sys._current_frames, for one, holds a lock of the interpreter's that a starting thread needs.
+    script = """
+    import sys, threading, time, torch
+    from tlazy.nn.first_call import first_call
+    torch.set_num_threads(1)
+    sys.setswitchinterval(1e-6)
+    x, end = torch.randn(3, 16), time.monotonic() + 3
+    def calls():
+        net = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.BatchNorm1d(16).eval())
+        net.register_forward_pre_hook(first_call, with_kwargs=True)
+        while time.monotonic() < end: net(x)
+    def starts():
+        net = torch.nn.Identity()
+        while time.monotonic() < end:
+            few = [threading.Thread(target=first_call, args=(net, ())) for _ in range(4)]
+            for thread in few: thread.start()
+            for thread in few: thread.join()
+    threads = [threading.Thread(target=calls) for _ in range(4)] + [threading.Thread(target=starts)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    """
+    in_a_process(script)
+
+
+def in_a_process(script):
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr.decode()
 
 

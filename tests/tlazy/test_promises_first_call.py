@@ -189,5 +189,6 @@ def test_row_04_eight_threads_may_make_the_first_call(lib):
         for thread in threads: thread.join()
         assert all(y is not None and torch.equal(y, net(x)) for y in outputs), run
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True)
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr.decode()[-2000:]

@@ -115,7 +115,7 @@ def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
         with all_or_nothing() as restorers:
             restorers.append(functools.partial(trials.pop, module, None))
             restorers.append(_keep_buffers(module))
-            trial = trials[module] = Trial(None, threading.get_ident(), sys.exc_info()[1])
+            trial = trials[module] = Trial(None, threading.current_thread(), sys.exc_info()[1])
             plan.commit(restorers)
             trial.undo = functools.partial(take_back, restorers)
 
@@ -137,7 +137,7 @@ def _keep_buffers(root: torch.nn.Module) -> Undo:
 def _join(module: torch.nn.Module) -> None:
     """Note one more call of a module whose first call has not ended yet."""
     trial = trials[module]
-    if trial.thread != threading.get_ident():
+    if trial.thread is not threading.current_thread():
         trial.undo = None  # this call relies on what the first one has made
         return
     del trials[module]  # a recursive call: what has been made stands
@@ -146,11 +146,10 @@ def _join(module: torch.nn.Module) -> None:
 
 def _let_interrupted_stand() -> None:
     """End the first calls that KeyboardInterrupt has ended: torch runs no hook after that."""
-    running = sys._current_frames()
     for module, trial in list(trials.items()):
-        here = trial.thread == threading.get_ident()
+        here = trial.thread is threading.current_thread()
         called = any(other is module for other in being_called())
-        if trial.thread not in running or (here and not called):
+        if not trial.thread.is_alive() or (here and not called):
             del trials[module]
             stop_waiting(module)
 
@@ -178,7 +177,7 @@ def end_of_first_call(module: torch.nn.Module, args: Any, output: Any) -> None:
     """Forward hook, called after an error too: take the materialization back if there was one."""
     with materializing:
         trial = trials.get(module)
-        if trial is None or trial.thread != threading.get_ident():
+        if trial is None or trial.thread is not threading.current_thread():
             return
         error = sys.exc_info()[1]
         failed = error is not None and error is not trial.outer

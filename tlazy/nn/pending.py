@@ -75,7 +75,7 @@ class Trial:
     """
 
     undo: Undo | None
-    thread: int
+    thread: threading.Thread
     outer: BaseException | None
 
 
@@ -85,7 +85,7 @@ trials = WeakIdKeyDictionary()  # of the modules that are being called
 def keep_what_other_threads_try() -> None:
     """Let the first calls that other threads are in the middle of stand, whatever comes."""
     for trial in list(trials.values()):
-        if trial.thread != threading.get_ident():
+        if trial.thread is not threading.current_thread():
             trial.undo = None
 
 
