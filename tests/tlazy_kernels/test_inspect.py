@@ -81,6 +81,24 @@ def test_a_git_revision_is_inspected_by_its_own_kernels(tmp_path):
     )
 
 
+@pytest.mark.parametrize("amount", [[], ["--brief"], ["--thorough"]], ids=str)
+def test_of_a_git_revision_the_same_cases_are_inspected(amount, monkeypatch, capsys):
+    asked = []
+
+    def reference(_, options):
+        asked.extend(options)
+        return a_few()
+
+    monkeypatch.setattr(inspect, "INTERPRETED", False)
+    monkeypatch.setattr(inspect, "inspect_reference", reference)
+    monkeypatch.setattr(inspect, "inspect", lambda *_, **__: a_few())
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    chosen = [*amount, "--kernel", "linear", "--target", "sm_80", "--dtype", "bfloat16", "float16"]
+    inspect.main([*chosen, "--diff", "main"])
+    assert inspect._parser().parse_args(asked) == inspect._parser().parse_args(chosen)
+    assert capsys.readouterr().out == "nothing has changed\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
