@@ -1,6 +1,7 @@
 """First calls of trees: what they make, what stops them, and in which surroundings."""
 
 import gc
+import os
 import subprocess
 import sys
 import textwrap
@@ -129,35 +130,108 @@ def test_eight_threads_may_make_the_first_call():
     in_a_process(script)
 
 
+# A first call that waits, once it is computed with values and no longer traced, until it may go on.
+WAITING = """
+import _thread, os, sys, threading, time, torch
+from tlazy import nn
+from tlazy.nn.pending import trials
+computes, go_on = threading.Event(), threading.Event()
+class Waits(torch.nn.Module):
+    def forward(self, x):
+        if type(x) is torch.Tensor:
+            computes.set()
+            assert go_on.wait(60)
+            if leave: raise SystemExit
+        return x
+x, leave = torch.randn(3, 16), False
+net = nn.Sequential(nn.LazyLinear(4), Waits())
+def call(): net(x)
+"""
+
+
 def test_first_calls_and_threads_that_start_do_not_wait_for_each_other():
     # sys._current_frames, for one, holds a lock of the interpreter's that a starting thread needs.
-    script = """
-    import sys, threading, time, torch
+    in_a_process(
+        WAITING,
+        """
     from tlazy.nn.first_call import first_call
     torch.set_num_threads(1)
     sys.setswitchinterval(1e-6)
-    x, end = torch.randn(3, 16), time.monotonic() + 3
-    def calls():
+    threading.excepthook = lambda raised: (sys.__excepthook__(*raised[:3]), os._exit(1))
+    first = threading.Thread(target=call)
+    first.start()
+    assert computes.wait(60) and len(trials) == 1
+    end, counts = time.monotonic() + 3, [0] * 5
+    def calls(i):
         net = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.BatchNorm1d(16).eval())
         net.register_forward_pre_hook(first_call, with_kwargs=True)
-        while time.monotonic() < end: net(x)
-    def starts():
+        while time.monotonic() < end:
+            net(x)
+            counts[i] += 1
+    def starts(i):
         net = torch.nn.Identity()
         while time.monotonic() < end:
             few = [threading.Thread(target=first_call, args=(net, ())) for _ in range(4)]
             for thread in few: thread.start()
             for thread in few: thread.join()
-    threads = [threading.Thread(target=calls) for _ in range(4)] + [threading.Thread(target=starts)]
+            counts[i] += 1
+    tasks = [calls] * 4 + [starts]
+    threads = [threading.Thread(target=task, args=(i,)) for i, task in enumerate(tasks)]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
-    """
-    in_a_process(script)
+    assert min(counts) > 0 and len(trials) == 1, (counts, len(trials))
+    go_on.set()
+    first.join()
+    assert not trials
+    """,
+    )
 
 
-def in_a_process(script):
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stderr.decode()
+def test_a_first_call_ends_with_its_thread_whoever_started_that():
+    in_a_process(
+        WAITING,
+        """
+    leave = True
+    _thread.start_new_thread(call, ())
+    assert computes.wait(60) and len(trials) == 1
+    go_on.set()
+    end = time.monotonic() + 60
+    while trials:
+        nn.LazyLinear(2)(x)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not net._forward_pre_hooks and not net._forward_hooks
+    """,
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("start", ["_thread.start_new_thread(call, ())", "thread.start()"])
+def test_a_fork_in_the_middle_of_another_threads_first_call_goes_on(start):
+    in_a_process(
+        WAITING,
+        f"""
+    torch.set_num_threads(1)
+    thread = threading.Thread(target=call)
+    {start}
+    assert computes.wait(60) and len(trials) == 1
+    child = os.fork()
+    if child == 0:
+        y = nn.LazyLinear(2)(x)
+        os._exit(0 if y.shape == (3, 2) and not trials else 3)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(trials) == 1
+    go_on.set()
+    """,
+    )
+
+
+def in_a_process(*scripts):
+    """Run the scripts as one; a process that hangs ends with the stacks of its threads."""
+    ending = "import faulthandler; faulthandler.dump_traceback_later(100, exit=True)"
+    code = "\n".join([ending, *map(textwrap.dedent, scripts)])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()[-8000:]
 
 
 @pytest.mark.parametrize(

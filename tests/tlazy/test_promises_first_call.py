@@ -173,7 +173,8 @@ def test_row_03_what_another_thread_uses_is_not_taken_back():
 @unlike_torch
 def test_row_04_eight_threads_may_make_the_first_call(lib):
     script = f"""
-    import sys, threading, torch
+    import faulthandler, sys, threading, torch
+    faulthandler.dump_traceback_later(100, exit=True)
     from {lib.__name__.rpartition(".")[0]} import nn
     torch.set_num_threads(1)
     sys.setswitchinterval(1e-6)

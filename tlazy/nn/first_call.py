@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,7 +114,7 @@ def first_call(module: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
         with all_or_nothing() as restorers:
             restorers.append(functools.partial(trials.pop, module, None))
             restorers.append(_keep_buffers(module))
-            trial = trials[module] = Trial(None, threading.current_thread(), sys.exc_info()[1])
+            trial = trials[module] = Trial(None, sys.exc_info()[1])
             plan.commit(restorers)
             trial.undo = functools.partial(take_back, restorers)
 
@@ -137,7 +136,7 @@ def _keep_buffers(root: torch.nn.Module) -> Undo:
 def _join(module: torch.nn.Module) -> None:
     """Note one more call of a module whose first call has not ended yet."""
     trial = trials[module]
-    if trial.thread is not threading.current_thread():
+    if not trial.is_mine:
         trial.undo = None  # this call relies on what the first one has made
         return
     del trials[module]  # a recursive call: what has been made stands
@@ -147,9 +146,11 @@ def _join(module: torch.nn.Module) -> None:
 def _let_interrupted_stand() -> None:
     """End the first calls that KeyboardInterrupt has ended: torch runs no hook after that."""
     for module, trial in list(trials.items()):
-        here = trial.thread is threading.current_thread()
-        called = any(other is module for other in being_called())
-        if not trial.thread.is_alive() or (here and not called):
+        if trial.is_mine:
+            ended = all(other is not module for other in being_called())
+        else:
+            ended = trial.token() is None
+        if ended:
             del trials[module]
             stop_waiting(module)
 
@@ -177,7 +178,7 @@ def end_of_first_call(module: torch.nn.Module, args: Any, output: Any) -> None:
     """Forward hook, called after an error too: take the materialization back if there was one."""
     with materializing:
         trial = trials.get(module)
-        if trial is None or trial.thread is not threading.current_thread():
+        if trial is None or not trial.is_mine:
             return
         error = sys.exc_info()[1]
         failed = error is not None and error is not trial.outer

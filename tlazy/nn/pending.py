@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,19 +65,42 @@ def stop_waiting(module: torch.nn.Module) -> None:
             del module.__dict__[name]
 
 
+class _Token:
+    """Stands for a thread, and is gone with it."""
+
+
+class _Thread(threading.local):
+    """What each thread has of its own, also those that threading has not started."""
+
+    def __init__(self) -> None:
+        self.token = _Token()
+
+
+_this_thread = _Thread()
+
+
 @dataclasses.dataclass
 class Trial:
     """A first call that runs: where it fails, what it has materialized is taken back.
 
     Attributes:
         undo: None once another thread relies on what this one has made.
-        thread: that makes the call.
         outer: the exception that was being handled when the call began.
+        token: of the thread that makes the call. Whether that still runs is not asked of
+            ``sys._current_frames``, which can wait for ever for a thread that starts, nor of a
+            ``threading.Thread``, which does not know it of threads that it has not started.
     """
 
     undo: Undo | None
-    thread: threading.Thread
     outer: BaseException | None
+    token: weakref.ref[_Token] = dataclasses.field(
+        default_factory=lambda: weakref.ref(_this_thread.token)
+    )
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread makes the call."""
+        return self.token() is _this_thread.token
 
 
 trials = WeakIdKeyDictionary()  # of the modules that are being called
@@ -85,7 +109,7 @@ trials = WeakIdKeyDictionary()  # of the modules that are being called
 def keep_what_other_threads_try() -> None:
     """Let the first calls that other threads are in the middle of stand, whatever comes."""
     for trial in list(trials.values()):
-        if trial.thread is not threading.current_thread():
+        if not trial.is_mine:
             trial.undo = None
 
 
