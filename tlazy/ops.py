@@ -22,7 +22,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
+from torch.autograd import _profiler_enabled
 from torch.utils.flop_counter import register_flop_formula
 
 from tlazy_kernels import checks, layouts, reference
@@ -64,14 +65,12 @@ def _imported(module: str) -> ModuleType:
 
 
 def _register(
-    schema: str,
-    kernel: Callable,
-    twin: Callable,
-    fake: Callable,
-    flops: Callable[..., int] | None = None,
+    module: str, schema: str, fake: Callable, flops: Callable[..., int] | None = None
 ) -> None:
-    """Define an operator: `flops` counts its operations from the shapes of its tensors."""
+    """Define an operator that has the name and the arguments of a launcher in `module`, and of its
+    twin; `flops` counts its operations from the shapes of its tensors."""
     name = schema.partition("(")[0]
+    kernel, twin = _launcher(module, name), getattr(reference, name)
     on_cpu = _interpreted_or(twin, kernel) if INTERPRETED else twin
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, _with_tensors(kernel), "CUDA")
@@ -96,14 +95,14 @@ def shortcut(operator: Any, *tensors: Tensor | None) -> Callable:
         a tensor of shape (0,).
     """
     if (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd._profiler_enabled()
+        _C._len_torch_dispatch_stack()
+        or _C._len_torch_function_stack()
+        or _C._are_functorch_transforms_active()
+        or _profiler_enabled()
     ):
         return operator
     for x in tensors:  # what torch.autograd.grad(is_grads_batched=True) batches has no storage
-        if x is not None and not (type(x) in _PLAIN and torch._C._has_storage(x)):
+        if x is not None and not (type(x) in _PLAIN and _C._has_storage(x)):
             return operator
     first: Any = tensors[0]
     on_cuda, on_cpu = _implementations[operator]
@@ -133,29 +132,14 @@ def _present(like: Tensor, found: Iterable[Tensor | None]) -> tuple[Tensor, ...]
     return tuple(like.new_empty(0) if x is None else x for x in found)
 
 
-def _epilogue_backward(run: Callable) -> Callable:
-    def epilogue_backward(
-        grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
-    ) -> tuple[Tensor | None, ...]:
-        return run(grad, saved, activation, bias=bias)
-
-    return epilogue_backward
-
-
 def _fake_epilogue_backward(
     grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
 ) -> tuple[Tensor, ...]:
-    g = None if saved is None or activation is None else layouts.empty_like(grad.shape, saved)
+    g = None
+    if saved is not None and activation is not None:
+        plane = grad.dim() == 2
+        g = grad.new_empty(grad.shape) if plane else layouts.empty_like(grad.shape, saved)
     return _present(grad, (g, grad.new_empty(grad.shape[1]) if bias else None))
-
-
-def _linear_forward(run: Callable) -> Callable:
-    def linear_forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, save: bool
-    ) -> tuple[Tensor | None, ...]:
-        return run(x, weight, bias, activation=activation, save_preactivation=save)
-
-    return linear_forward
 
 
 def _fake_linear_forward(
@@ -163,37 +147,6 @@ def _fake_linear_forward(
 ) -> tuple[Tensor, ...]:
     shape = checks.linear_shape(x, weight, bias, activation)
     return x.new_empty(shape), x.new_empty(shape if save else 0)
-
-
-def _conv1d_forward(run: Callable) -> Callable:
-    def conv1d_forward(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: int,
-        padding: Sequence[int],
-        dilation: int,
-        groups: int,
-        padding_mode: str,
-        activation: str | None,
-        save: bool,
-        channels_last: bool | None = None,
-    ) -> tuple[Tensor | None, ...]:
-        return run(
-            x,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            activation=activation,
-            save_preactivation=save,
-            channels_last=channels_last,
-        )
-
-    return conv1d_forward
 
 
 def _fake_conv1d_forward(
@@ -213,24 +166,6 @@ def _fake_conv1d_forward(
     checks.check_padding_mode(padding_mode, padding, x.shape[2])
     y = layouts.empty_like(shape, x, channels_last)
     return y, layouts.empty_like(shape, x, channels_last) if save else x.new_empty(0)
-
-
-def _conv1d_grad_input(run: Callable) -> Callable:
-    def conv1d_grad_input(
-        grad: Tensor,
-        weight: Tensor,
-        input_length: int,
-        stride: int,
-        padding: Sequence[int],
-        dilation: int,
-        groups: int,
-        padding_mode: str,
-        channels_last: bool | None = None,
-    ) -> Tensor:
-        sizes = (input_length, stride, padding, dilation, groups, padding_mode)
-        return run(grad, weight, *sizes, channels_last=channels_last)
-
-    return conv1d_grad_input
 
 
 def _fake_conv1d_grad_input(
@@ -261,25 +196,6 @@ def _fake_conv1d_grad_weight(
     return grad.new_empty(grad.shape[1], x.shape[1] // groups, kernel_size)
 
 
-def _conv_transpose1d_forward(run: Callable) -> Callable:
-    def conv_transpose1d_forward(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: int,
-        padding: int,
-        output_padding: int,
-        dilation: int,
-        groups: int,
-        activation: str | None,
-        save: bool,
-    ) -> tuple[Tensor | None, ...]:
-        settings = (stride, padding, output_padding, dilation, groups)
-        return run(x, weight, bias, *settings, activation=activation, save_preactivation=save)
-
-    return conv_transpose1d_forward
-
-
 def _fake_conv_transpose1d_forward(
     x: Tensor,
     weight: Tensor,
@@ -296,29 +212,6 @@ def _fake_conv_transpose1d_forward(
     shape = checks.conv_transpose1d_shape(x, weight, bias, *settings, activation)
     y = layouts.empty_like(shape, x)
     return y, layouts.empty_like(shape, x) if save else x.new_empty(0)
-
-
-def _depthwise_backward(run: Callable) -> Callable:
-    def depthwise_backward(
-        grad: Tensor,
-        saved: Tensor | None,
-        x: Tensor | None,
-        weight: Tensor | None,
-        input_length: int,
-        kernel_size: int,
-        stride: int,
-        padding: Sequence[int],
-        dilation: int,
-        groups: int,
-        activation: str | None,
-        needs: Sequence[bool],
-        channels_last: bool | None = None,
-    ) -> tuple[Tensor | None, ...]:
-        sizes = (input_length, kernel_size, stride, padding, dilation, groups)
-        options = {"activation": activation, "needs": needs, "channels_last": channels_last}
-        return run(grad, saved, x, weight, *sizes, **options)
-
-    return depthwise_backward
 
 
 def _fake_depthwise_backward(
@@ -374,74 +267,65 @@ def _conv1d_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: A
 
 
 _register(
+    "epilogue",
     "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias)"
     " -> (Tensor g, Tensor grad_bias)",
-    _epilogue_backward(_launcher("epilogue", "epilogue_backward")),
-    _epilogue_backward(reference.epilogue_backward),
     _fake_epilogue_backward,
 )
 _register(
+    "linear",
     "linear_forward(Tensor x, Tensor weight, Tensor? bias, str? activation,"
     " bool save_preactivation) -> (Tensor y, Tensor preactivation)",
-    _linear_forward(_launcher("linear", "linear_forward")),
-    _linear_forward(reference.linear_forward),
     _fake_linear_forward,
     _linear_flops,
 )
 _register(
+    "linear",
     "linear_grad_input(Tensor grad, Tensor weight) -> Tensor",
-    _launcher("linear", "linear_grad_input"),
-    reference.linear_grad_input,
     lambda grad, weight: grad.new_empty(grad.shape[0], weight.shape[1]),
     _linear_flops,
 )
 _register(
+    "linear",
     "linear_grad_weight(Tensor grad, Tensor x) -> Tensor",
-    _launcher("linear", "linear_grad_weight"),
-    reference.linear_grad_weight,
     lambda grad, x: grad.new_empty(grad.shape[1], x.shape[1]),
     lambda grad, x, out_shape: 2 * grad[0] * math.prod(out_shape),
 )
 _register(
+    "conv1d",
     f"conv1d_forward(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}, str padding_mode,"
     " str? activation, bool save_preactivation, bool? channels_last=None)"
     " -> (Tensor y, Tensor preactivation)",
-    _conv1d_forward(_launcher("conv1d", "conv1d_forward")),
-    _conv1d_forward(reference.conv1d_forward),
     _fake_conv1d_forward,
     _conv1d_flops,
 )
 _register(
+    "conv1d",
     f"conv1d_grad_input(Tensor grad, Tensor weight, SymInt input_length, {_CONVOLUTION},"
     " str padding_mode, bool? channels_last=None) -> Tensor",
-    _conv1d_grad_input(_launcher("conv1d", "conv1d_grad_input")),
-    _conv1d_grad_input(reference.conv1d_grad_input),
     _fake_conv1d_grad_input,
     lambda grad, weight, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(weight),
 )
 _register(
+    "conv1d",
     f"conv1d_grad_weight(Tensor grad, Tensor x, int kernel_size, {_CONVOLUTION},"
     " str padding_mode) -> Tensor",
-    _launcher("conv1d", "conv1d_grad_weight"),
-    reference.conv1d_grad_weight,
     _fake_conv1d_grad_weight,
     lambda grad, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(out_shape),
 )
 _register(
+    "depthwise",
     "depthwise_backward(Tensor grad, Tensor? saved, Tensor? x, Tensor? weight,"
     f" SymInt input_length, int kernel_size, {_CONVOLUTION}, str? activation, bool[3] needs,"
     " bool? channels_last=None) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
-    _depthwise_backward(_launcher("depthwise", "depthwise_backward")),
-    _depthwise_backward(reference.depthwise_backward),
     _fake_depthwise_backward,
     _depthwise_backward_flops,
 )
 _register(
+    "conv_transpose1d",
     "conv_transpose1d_forward(Tensor x, Tensor weight, Tensor? bias, int stride, int padding,"
     " int output_padding, int dilation, int groups, str? activation, bool save_preactivation)"
     " -> (Tensor y, Tensor preactivation)",
-    _conv_transpose1d_forward(_launcher("conv_transpose1d", "conv_transpose1d_forward")),
-    _conv_transpose1d_forward(reference.conv_transpose1d_forward),
     _fake_conv_transpose1d_forward,
     lambda x, weight, *_, out_shape: 2 * x[0] * x[2] * math.prod(weight),
 )

@@ -72,16 +72,18 @@ def linear_grad_weight_shape(grad: Tensor, x: Tensor) -> tuple[int, int]:
 def epilogue_shape(
     grad: Tensor, saved: Tensor | None, activation: str | None
 ) -> tuple[int, int, int]:
-    """Shape (outer, channels, inner) of `grad`, which `saved` must have too.
+    """Shape (outer, channels, inner) of `grad`, the last 1 where it has two dimensions.
+
+    `saved` must have `grad`'s.
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit, or a missing `saved`.
         ValueError: for an unknown activation.
     """
     check_activation(activation)
-    if grad.dim() != 3:
+    if grad.dim() not in (2, 3):
         raise RuntimeError(
-            "epilogue_backward: the output gradient must have 3 dimensions (outer, channels, "
+            "epilogue_backward: the output gradient must have 2 or 3 dimensions (outer, channels, "
             f"inner), got shape {_shape(grad)}"
         )
     if activation is not None and (saved is None or saved.shape != grad.shape):
@@ -91,7 +93,7 @@ def epilogue_shape(
             f"gradient's shape {_shape(grad)}, got {found}"
         )
     same_kind("epilogue_backward", grad=grad, saved=saved)
-    outer, channels, inner = grad.shape
+    outer, channels, inner = (*grad.shape, 1)[:3]
     return outer, channels, inner
 
 

@@ -35,10 +35,10 @@ from tlazy_kernels.borders import (
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d_filters import groups_together, shares_tiles
 from tlazy_kernels.conv1d_gather import gather_step
-from tlazy_kernels.conv1d_grad_weight import correlate
+from tlazy_kernels.conv1d_grad_weight import plan_grad_weight
 from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles, tiled_steps
 from tlazy_kernels.copies import copy_pays, tiled_copy
-from tlazy_kernels.environment import check_device, dot_precision
+from tlazy_kernels.environment import dot_precision
 from tlazy_kernels.first_layer import first_layer_step
 from tlazy_kernels.launch import Buffer, Plan, Step, launch
 from tlazy_kernels.positions import Geometry
@@ -55,10 +55,10 @@ def conv1d_forward(
     dilation: int = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
-    *,
     activation: str | None = None,
     save_preactivation: bool = False,
     channels_last: bool | None = None,
+    *,
     config: TileConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(conv1d(x, weight) + bias), over x and a padding around it.
@@ -85,21 +85,36 @@ def conv1d_forward(
     Raises:
         RuntimeError, ValueError: as ``checks.conv1d_shape``, before anything is allocated.
     """
-    shape = checks.conv1d_shape(x, weight, bias, stride, padding, dilation, groups, activation)
-    checks.check_padding_mode(padding_mode, padding, x.shape[2])
-    check_device(x)
-    y = layouts.empty_like(shape, x, channels_last)
-    z = torch.empty_like(y) if save_preactivation else None
-    geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
-    launch = depthwise.convolve if weight.shape[1] == 1 else convolve
-    options: dict[str, Any] = {"bias": bias, "activation": activation, "config": config}
-    launch(x, weight, y, geometry, preactivation=z, **options)
+    geometry = Geometry(stride, tuple(padding), dilation, groups)
+    how = (activation, dot_precision(x.dtype, "conv"), config)
+    new = (padding_mode, channels_last, save_preactivation)
+    y, z = launch(_plan_forward, (x, weight, bias), geometry, *new, *how)
     if padding_mode != "zeros":
         unpadded = geometry._replace(padding=(0, 0))
         for read, outputs in border_inputs(x, weight.shape[2], geometry, padding_mode):
             saved = None if z is None else z[:, :, outputs]
-            launch(read, weight, y[:, :, outputs], unpadded, preactivation=saved, **options)
+            filled = (read, weight, bias, y[:, :, outputs], saved)
+            launch(plan_convolution, filled, unpadded, False, *how)
     return y, z
+
+
+def _plan_forward(
+    target: Target,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    padding_mode: str,
+    channels_last: bool | None,
+    save: bool,
+    activation: str | None,
+    *settings: Any,
+) -> Plan:
+    shape = checks.conv1d_shape(x, weight, bias, *geometry, activation)
+    checks.check_padding_mode(padding_mode, geometry.padding, x.shape[2])
+    y = Buffer(shape, x.dtype, layouts.strides_like(shape, x, channels_last))
+    tensors = (x, weight, bias)
+    return plan_new(target, tensors, y, geometry, False, activation, *settings, save=save)
 
 
 def conv1d_grad_input(
@@ -111,8 +126,8 @@ def conv1d_grad_input(
     dilation: int = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
-    *,
     channels_last: bool | None = None,
+    *,
     config: TileConfig | None = None,
 ) -> Tensor:
     """dL/dx: each input sample gathers the outputs that used it.
@@ -131,18 +146,32 @@ def conv1d_grad_input(
     Raises:
         RuntimeError: as ``checks.conv1d_grad_shapes``, before anything is allocated.
     """
-    checks.conv1d_grad_shapes(grad, weight.shape, input_length, stride, padding, dilation, groups)
-    checks.same_kind("conv1d", grad=grad, weight=weight)
-    checks.check_padding_mode(padding_mode, padding, input_length)
-    check_device(grad)
-    shape = grad.shape[0], weight.shape[1] * groups, input_length
-    out = layouts.empty_like(shape, grad, channels_last)
-    geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
-    launch = depthwise.convolve if weight.shape[1] == 1 else convolve
-    launch(grad, weight, out, geometry, transposed=True, config=config)
+    geometry = Geometry(stride, tuple(padding), dilation, groups)
+    how = (None, dot_precision(grad.dtype, "conv"), config)
+    new = (input_length, padding_mode, channels_last)
+    out = launch(_plan_grad_input, (grad, weight, None), geometry, *new, *how)[0]
     if padding_mode != "zeros":
-        _grad_sources(grad, weight, out, geometry, padding_mode, config)
+        _grad_sources(grad, weight, out, geometry, padding_mode, *how)
     return out
+
+
+def _plan_grad_input(
+    target: Target,
+    grad: Tensor,
+    weight: Tensor,
+    bias: None,
+    geometry: Geometry,
+    input_length: int,
+    padding_mode: str,
+    channels_last: bool | None,
+    *settings: Any,
+) -> Plan:
+    checks.conv1d_grad_shapes(grad, weight.shape, input_length, *geometry)
+    checks.same_kind("conv1d", grad=grad, weight=weight)
+    checks.check_padding_mode(padding_mode, geometry.padding, input_length)
+    shape = grad.shape[0], weight.shape[1] * geometry.groups, input_length
+    out = Buffer(shape, grad.dtype, layouts.strides_like(shape, grad, channels_last))
+    return plan_new(target, (grad, weight, bias), out, geometry, True, *settings)
 
 
 def _grad_sources(
@@ -151,10 +180,9 @@ def _grad_sources(
     out: Tensor,
     geometry: Geometry,
     mode: str,
-    config: TileConfig | None,
+    *settings: Any,
 ) -> None:
     """Fill in the gradients, in out, of samples that padding is made of: summed in fp32."""
-    convolution = depthwise.convolve if weight.shape[1] == 1 else convolve
     length, taps = out.shape[2], weight.shape[2]
 
     def part_of(seen: Window | None, samples: int) -> Tensor:
@@ -164,7 +192,7 @@ def _grad_sources(
         if seen is None:
             return part.zero_()
         g = grad[:, :, seen.outputs]
-        convolution(g, weight, part, seen.geometry, transposed=True, config=config)
+        launch(plan_convolution, (g, weight, None, part, None), seen.geometry, True, *settings)
         return part
 
     for sides in by_source([*borders(length, taps, geometry, mode)]):
@@ -204,40 +232,64 @@ def conv1d_grad_weight(
     Raises:
         RuntimeError: as ``checks.conv1d_grad_weight_shape``, before anything is allocated.
     """
-    shape = checks.conv1d_grad_weight_shape(grad, x, kernel_size, stride, padding, dilation, groups)
-    checks.check_padding_mode(padding_mode, padding, x.shape[2])
-    check_device(grad)
-    geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
-    launch = depthwise.correlate if shape[1] == 1 else correlate
-    if padding_mode == "zeros" or not any(padding):
-        return launch(grad, x, shape, geometry, config=config)
-    total = launch(grad, x, shape, geometry, dtype=torch.float32, config=config)
+    geometry = Geometry(stride, tuple(padding), dilation, groups)
+    how = (dot_precision(grad.dtype, "conv"), config)
+    in_parts = padding_mode != "zeros" and any(padding)
+    new = (kernel_size, padding_mode, torch.float32 if in_parts else grad.dtype)
+    total = launch(_plan_grad_weight, (grad, x), geometry, *new, *how)[0]
+    if not in_parts:
+        return total
     for side in borders(x.shape[2], kernel_size, geometry, padding_mode):
         g = grad[:, :, side.window.outputs]
         read = padding_samples(x, side.right, side.samples, padding_mode)
-        total += launch(g, read, shape, side.window.geometry, dtype=torch.float32, config=config)
+        new = (kernel_size, "zeros", torch.float32)
+        total += launch(_plan_grad_weight, (g, read), side.window.geometry, *new, *how)[0]
     return total.to(grad.dtype)
 
 
-def convolve(
+def _plan_grad_weight(
+    target: Target,
+    grad: Tensor,
+    x: Tensor,
+    geometry: Geometry,
+    kernel_size: int,
+    padding_mode: str,
+    dtype: torch.dtype,
+    *settings: Any,
+) -> Plan:
+    shape = checks.conv1d_grad_weight_shape(grad, x, kernel_size, *geometry)
+    checks.check_padding_mode(padding_mode, geometry.padding, x.shape[2])
+    planner = depthwise.plan_grad_weight if shape[1] == 1 else plan_grad_weight
+    return planner(target, grad, x, shape, geometry, *settings).in_dtype(dtype)
+
+
+def plan_new(
+    target: Target,
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    y: Buffer,
+    geometry: Geometry,
+    *settings: Any,
+    save: bool = False,
+) -> Plan:
+    """A convolution of (x, weight, bias) into new memory: y and, where it is saved, z."""
+    new = y.described()
+    outputs = (new, new if save else None)
+    plan = plan_convolution(target, *tensors, *outputs, geometry, *settings)
+    return Plan((y, y if save else None, *plan.buffers), plan.steps, (0, 1 if save else None))
+
+
+def plan_convolution(
+    target: Target,
     x: Tensor,
     weight: Tensor,
-    y: Tensor,
-    geometry: Geometry,
-    *,
-    transposed: bool = False,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    preactivation: Tensor | None = None,
-    config: TileConfig | None = None,
-) -> None:
+    *tensors_and_settings: Any,
+) -> Plan:
     """Fill y with the convolution of x, or (transposed) with the way back from outputs x."""
-    precision = dot_precision(x.dtype, "conv")
-    tensors = (x, weight, bias, y, preactivation)
-    launch(_plan, tensors, geometry, transposed, activation, precision, config)
+    planner = depthwise.plan_convolution if weight.shape[1] == 1 else _plan_dense
+    return planner(target, x, weight, *tensors_and_settings)
 
 
-def _plan(
+def _plan_dense(
     target: Target,
     x: Tensor,
     weight: Tensor,

@@ -20,9 +20,8 @@ from tlazy_kernels.conv1d_filters import groups_together
 from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles, subtiles
 from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
 from tlazy_kernels.copies import copy_pays, tiled_copy
-from tlazy_kernels.environment import dot_precision
 from tlazy_kernels.first_layer import first_layer_grad_weight
-from tlazy_kernels.launch import Buffer, Plan, Step, launch, metadata
+from tlazy_kernels.launch import Buffer, Plan, Step, metadata
 from tlazy_kernels.layouts import Tiled
 from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.splits import sum_step
@@ -212,27 +211,7 @@ def _grad_weight_gather_kernel(
     )
 
 
-def correlate(
-    grad: Tensor,
-    x: Tensor,
-    shape: tuple[int, int, int],
-    geometry: Geometry,
-    *,
-    dtype: torch.dtype | None = None,
-    config: TileConfig | None = None,
-) -> Tensor:
-    """The weight gradient, of `shape` (C_out, C_in / groups, K), in `dtype`, by default grad's."""
-    precision, dtype = dot_precision(grad.dtype, "conv"), dtype or grad.dtype
-    (out,) = launch(_plan_in, (grad, x), dtype, shape, geometry, precision, config)
-    assert out is not None
-    return out
-
-
-def _plan_in(target: Target, grad: Tensor, x: Tensor, dtype: torch.dtype, *settings: Any) -> Plan:
-    return _plan(target, grad, x, *settings).in_dtype(dtype)
-
-
-def _plan(
+def plan_grad_weight(
     target: Target,
     grad: Tensor,
     x: Tensor,
@@ -241,6 +220,7 @@ def _plan(
     precision: str,
     config: TileConfig | None,
 ) -> Plan:
+    """The weight gradient, of `shape` (C_out, C_in / groups, K)."""
     out = Buffer(shape, grad.dtype)
     if 0 in shape:
         return Plan((out,), (), (0,))

@@ -9,13 +9,17 @@ nothing more to launch.
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-from tlazy_kernels import checks, conv1d, depthwise, layouts
+from tlazy_kernels import checks, layouts
 from tlazy_kernels.configs import TileConfig
-from tlazy_kernels.environment import check_device
+from tlazy_kernels.conv1d import plan_new
+from tlazy_kernels.environment import dot_precision
+from tlazy_kernels.launch import Buffer, Plan, launch
 from tlazy_kernels.positions import Geometry
+from tlazy_kernels.targets import Target
 
 
 def conv_transpose1d_forward(
@@ -27,9 +31,9 @@ def conv_transpose1d_forward(
     output_padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
-    *,
     activation: str | None = None,
     save_preactivation: bool = False,
+    *,
     config: TileConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(conv_transpose1d(x, weight) + bias).
@@ -57,22 +61,29 @@ def conv_transpose1d_forward(
         RuntimeError, ValueError: as ``checks.conv_transpose1d_shape``, before anything is
             allocated.
     """
-    shape = checks.conv_transpose1d_shape(
-        x, weight, bias, stride, padding, output_padding, dilation, groups, activation
-    )
-    check_device(x)
-    y = layouts.empty_like(shape, x)
-    z = torch.empty_like(y) if save_preactivation else None
-    launch = depthwise.convolve if weight.shape[1] == 1 else conv1d.convolve
-    launch(
-        x,
-        weight,
-        y,
-        Geometry(stride, (padding, padding), dilation, groups),
-        transposed=True,
-        bias=bias,
-        activation=activation,
-        preactivation=z,
-        config=config,
-    )
+    sizes = (stride, padding, output_padding, dilation, groups)
+    how = (activation, dot_precision(x.dtype, "conv"), config)
+    y, z = launch(_plan, (x, weight, bias), *sizes, save_preactivation, *how)
     return y, z
+
+
+def _plan(
+    target: Target,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    output_padding: int,
+    dilation: int,
+    groups: int,
+    save: bool,
+    activation: str | None,
+    *settings: Any,
+) -> Plan:
+    sizes = (stride, padding, output_padding, dilation, groups)
+    shape = checks.conv_transpose1d_shape(x, weight, bias, *sizes, activation)
+    geometry = Geometry(stride, (padding, padding), dilation, groups)
+    y = Buffer(shape, x.dtype, layouts.strides_like(shape, x))
+    tensors = (x, weight, bias)
+    return plan_new(target, tensors, y, geometry, True, activation, *settings, save=save)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tlazy_kernels import checks
@@ -22,11 +21,11 @@ from tlazy_kernels.depthwise_channels import channels_backward, channels_step
 from tlazy_kernels.depthwise_general import general_grad_weight, general_step
 from tlazy_kernels.depthwise_time import time_backward, time_step
 from tlazy_kernels.depthwise_toeplitz import toeplitz_grad_weight, toeplitz_step
-from tlazy_kernels.environment import check_device, dot_precision
+from tlazy_kernels.environment import dot_precision
 from tlazy_kernels.epilogue import epilogue_backward
 from tlazy_kernels.first_layer import first_layer_grad_weight, first_layer_step
 from tlazy_kernels.launch import Buffer, Plan, launch
-from tlazy_kernels.layouts import empty_like
+from tlazy_kernels.layouts import empty_like, strides_like
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
 from tlazy_kernels.tuned import tuned_convolution
@@ -35,25 +34,7 @@ from tlazy_kernels.tuned import tuned_convolution
 MANY_FILTERS = 16
 
 
-def convolve(
-    x: Tensor,
-    weight: Tensor,
-    y: Tensor,
-    geometry: Geometry,
-    *,
-    transposed: bool = False,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    preactivation: Tensor | None = None,
-    config: TileConfig | None = None,
-) -> None:
-    """Fill y with the depthwise convolution of x, or (transposed) with the way back from x."""
-    tensors = (x, weight, bias, y, preactivation)
-    precision = dot_precision(x.dtype, "conv")
-    launch(_plan_convolve, tensors, geometry, transposed, activation, precision, config)
-
-
-def _plan_convolve(
+def plan_convolution(
     target: Target,
     x: Tensor,
     weight: Tensor,
@@ -66,6 +47,7 @@ def _plan_convolve(
     precision: str,
     config: TileConfig | None,
 ) -> Plan:
+    """Fill y with the depthwise convolution of x, or (transposed) with the way back from x."""
     if y.numel() == 0:
         return Plan((), (), ())
     tensors = (x, weight, bias, y, preactivation)
@@ -110,59 +92,20 @@ def _plan_convolve(
     return Plan((), (step,), ())
 
 
-def correlate(
-    grad: Tensor,
-    x: Tensor,
-    shape: tuple[int, int, int],
-    geometry: Geometry,
-    *,
-    dtype: torch.dtype | None = None,
-    config: TileConfig | None = None,
-) -> Tensor:
-    """The weight gradient, of `shape` (C_out, 1, K) and `dtype`, by default that of `grad`.
-
-    It is summed in splits whose order is fixed.
-    """
-    inputs = (grad, None, x, None, None)
-    precision, dtype = dot_precision(x.dtype, "conv"), dtype or grad.dtype
-    (found,) = launch(_plan_correlate_in, inputs, dtype, shape, geometry, precision, config)
-    assert found is not None
-    return found
-
-
-def _plan_correlate_in(
+def plan_grad_weight(
     target: Target,
     grad: Tensor,
-    saved: None,
     x: Tensor,
-    weight: None,
-    grad_x: None,
-    dtype: torch.dtype,
-    *settings: Any,
-) -> Plan:
-    return _plan_correlate(target, grad, saved, x, weight, grad_x, *settings).in_dtype(dtype)
-
-
-def _plan_correlate(
-    target: Target,
-    grad: Tensor,
-    _saved: None,
-    x: Tensor,
-    _weight: None,
-    _grad_x: None,
     shape: tuple[int, int, int],
     geometry: Geometry,
     precision: str,
     config: TileConfig | None,
 ) -> Plan:
-    """As the fused pass, of which it is a part: with the same inputs, two of them not there."""
+    """The weight gradient, of `shape` (C_out, 1, K), summed in splits whose order is fixed."""
     if 0 in shape:
         return Plan((Buffer(shape, grad.dtype),), (), (0,))
-    tensors = (grad, None, x, None, None)
     if config is None:  # kernels that have one tile only
-        one = first_layer_grad_weight(
-            grad, x, shape, geometry, precision=precision, places=(0, 2), inputs=len(tensors)
-        )
+        one = first_layer_grad_weight(grad, x, shape, geometry, precision=precision)
         stride, (padding, _), dilation, _ = geometry
         one = one or toeplitz_grad_weight(target, grad, x, shape, stride, padding, dilation)
         if one is not None:
@@ -171,9 +114,10 @@ def _plan_correlate(
             target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry, precision
         )
     needs = Needs(x=False, weight=True, bias=False)
-    plan = _plan_backward(target, *tensors, shape, x.shape[2], geometry, None, needs, config)
-    if plan.steps:
-        return plan._replace(outputs=(0,))
+    inputs = (grad, None, x, None, None)
+    plan = _one_pass(target, inputs, shape, x.shape[2], geometry, None, needs, config)
+    if plan is not None:
+        return plan.picking((0, 2), len(inputs))._replace(outputs=(0,))
     return general_grad_weight(grad, x, shape, geometry, config)
 
 
@@ -188,10 +132,10 @@ def depthwise_backward(
     padding: Sequence[int] = (0, 0),
     dilation: int = 1,
     groups: int = 1,
-    *,
     activation: str | None = None,
     needs: Sequence[bool] = (True, True, True),
     channels_last: bool | None = None,
+    *,
     config: TileConfig | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """All gradients of ``act(conv1d(x, weight) + bias)`` for a depthwise convolution.
@@ -222,28 +166,25 @@ def depthwise_backward(
         RuntimeError, ValueError: as ``checks.depthwise_backward_shapes``, before anything is
             allocated.
     """
-    settings = (stride, padding, dilation, groups)
+    geometry = Geometry(stride, tuple(padding), dilation, groups)
     needed = Needs(*needs)
-    checks.depthwise_backward_shapes(
-        grad, saved, x, weight, input_length, kernel_size, *settings, activation, needs
-    )
-    check_device(grad)
-    geometry = Geometry(stride, (padding[0], padding[1]), dilation, groups)
-    shape = (grad.shape[1], 1, kernel_size)
-    like = next(t for t in (x, saved, grad) if t is not None)
-    x_shape = grad.shape[0], groups, input_length
-    grad_x = empty_like(x_shape, like, channels_last) if needed.x else None
-    inputs = (grad, saved, x if needed.weight else None, weight if needed.x else None, grad_x)
-    sums = launch(_plan_backward, inputs, shape, input_length, geometry, activation, needed, config)
-    if sums:
-        return grad_x, *sums
+    sizes = (input_length, kernel_size, geometry)
+    settings = (activation, needed, channels_last, config)
+    found = launch(_plan_backward, (grad, saved, x, weight), *sizes, *settings)
+    if found:
+        grad_x, grad_weight, grad_bias = found
+        return grad_x, grad_weight, grad_bias
     g, grad_bias = epilogue_backward(grad, saved, activation, bias=needed.bias)
     g = grad if g is None else g
-    grad_weight = None
-    if weight is not None and grad_x is not None:
-        convolve(g, weight, grad_x, geometry, transposed=True, config=config)
+    grad_x = grad_weight = None
+    how = (dot_precision(grad.dtype, "conv"), config)
+    if weight is not None and needed.x:
+        like = _first_of(x, saved, grad)
+        grad_x = empty_like((grad.shape[0], groups, input_length), like, channels_last)
+        launch(plan_convolution, (g, weight, None, grad_x, None), geometry, True, None, *how)
     if x is not None and needed.weight:
-        grad_weight = correlate(g, x, shape, geometry, config=config)
+        shape = (grad.shape[1], 1, kernel_size)
+        (grad_weight,) = launch(plan_grad_weight, (g, x), shape, geometry, *how)
     return grad_x, grad_weight, grad_bias
 
 
@@ -253,23 +194,60 @@ def _plan_backward(
     saved: Tensor | None,
     x: Tensor | None,
     weight: Tensor | None,
-    grad_x: Tensor | None,
+    length: int,
+    taps: int,
+    geometry: Geometry,
+    activation: str | None,
+    needs: Needs,
+    channels_last: bool | None,
+    config: TileConfig | None,
+) -> Plan:
+    """One pass for all gradients; an empty plan where it takes more than one."""
+    checks.depthwise_backward_shapes(
+        grad, saved, x, weight, length, taps, *geometry, activation, needs
+    )
+    shape = grad.shape[0], geometry.groups, length
+    strides = strides_like(shape, _first_of(x, saved, grad), channels_last)
+    grad_x = Buffer(shape, grad.dtype, strides) if needs.x else None
+    inputs = (
+        grad,
+        saved,
+        x if needs.weight else None,
+        weight if needs.x else None,
+        None if grad_x is None else grad_x.described(),
+    )
+    sizes = ((grad.shape[1], 1, taps), length, geometry)
+    plan = _one_pass(target, inputs, *sizes, activation, needs, config)
+    if plan is None:
+        return Plan((), (), ())
+    sums = (None if i is None else i + 1 for i in plan.outputs)
+    return Plan((grad_x, *plan.buffers), plan.steps, (0 if needs.x else None, *sums))
+
+
+def _one_pass(
+    target: Target,
+    inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     shape: tuple[int, int, int],
     length: int,
     geometry: Geometry,
     activation: str | None,
     needs: Needs,
     config: TileConfig | None,
-) -> Plan:
-    """One pass for all gradients; an empty plan where it takes more than one."""
+) -> Plan | None:
+    """The pass over (grad, saved, x, weight, grad_x) that gives (grad_weight, grad_bias) and fills
+    grad_x, or None where no kernel does it all at once."""
     stride, (padding, _), dilation, groups = geometry
-    if grad.numel() and length and stride == 1 and shape[0] == groups:
-        inputs = (grad, saved, x, weight, grad_x)
-        sizes = (shape, length, padding, dilation)
-        for plan_pass in (time_backward, channels_backward):
-            plan = plan_pass(
-                target, inputs, *sizes, activation=activation, needs=needs, config=config
-            )
-            if plan is not None:
-                return plan
-    return Plan((), (), ())
+    if not (inputs[0].numel() and length and stride == 1 and shape[0] == groups):
+        return None
+    settings = (shape, length, padding, dilation)
+    for plan_pass in (time_backward, channels_backward):
+        plan = plan_pass(
+            target, inputs, *settings, activation=activation, needs=needs, config=config
+        )
+        if plan is not None:
+            return plan
+    return None
+
+
+def _first_of(*tensors: Tensor | None) -> Tensor:
+    return next(x for x in tensors if x is not None)

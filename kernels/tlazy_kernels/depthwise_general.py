@@ -241,10 +241,7 @@ def general_grad_weight(
     geometry: Geometry,
     config: TileConfig | None,
 ) -> Plan:
-    """The weight gradient of `shape` (C_out, 1, K), in splits whose order is fixed.
-
-    The plan's inputs are those of the fused pass, (grad, saved, x, weight, grad_x).
-    """
+    """The weight gradient of `shape` (C_out, 1, K), in splits whose order is fixed."""
     channels, _, taps = shape
     batch, _, out_length = grad.shape
     rows = batch * out_length
@@ -255,7 +252,7 @@ def general_grad_weight(
     step = Step(
         _depthwise_grad_weight_kernel,
         (tiles, parts),
-        (0, 2, 6),
+        (0, 1, 3),
         (
             batch,
             rows_per_part,
@@ -273,5 +270,5 @@ def general_grad_weight(
         {"BLOCK_R": config.rows, "BLOCK_C": config.cols},
         num_warps=config.num_warps,
     )
-    steps = (step, sum_step(partial, shape, 6, 5, 5))
+    steps = (step, sum_step(partial, shape, 3, 2, 2))
     return Plan((Buffer(shape, grad.dtype), partial), steps, (0,))

@@ -399,10 +399,7 @@ def toeplitz_grad_weight(
     padding: int,
     dilation: int,
 ) -> Plan | None:
-    """The weight gradient of `shape` (C_out, 1, K), or None where this kernel does not serve.
-
-    The plan's inputs are those of the fused pass, (grad, saved, x, weight, grad_x).
-    """
+    """The weight gradient of `shape` (C_out, 1, K), or None where this kernel does not serve."""
     vector = vector_width(grad, x)
     channels, _, taps = shape
     chunks = _chunks(x, grad, taps, stride, padding, dilation, vector)
@@ -414,13 +411,13 @@ def toeplitz_grad_weight(
     buffers = [Buffer(shape, grad.dtype)]
     if parts > 1:
         buffers.append(Buffer((parts, channels, taps), torch.float32))
-    first = 5
+    first = 2
     last = first + len(buffers) - 1
     block_k = 1 << (taps - 1).bit_length()
     step = Step(
         _depthwise_toeplitz_grad_weight_kernel,
         (channels, parts),
-        (0, 2, last),
+        (0, 1, last),
         (
             batch * blocks,
             blocks,

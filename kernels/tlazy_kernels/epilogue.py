@@ -44,7 +44,7 @@ def _epilogue_backward_kernel(
     grad_ptr,  # dL/dy, shape (outer, channels, inner)
     saved_ptr,  # z or y, same shape; unread where ACTIVATION is None
     out_ptr,  # dL/dz, same shape; unwritten where ACTIVATION is None
-    partial_ptr,  # bias gradient's partial sums, fp32, shape (splits, channels)
+    partial_ptr,  # bias gradient's sums of each split, shape (splits, channels)
     outer,
     channels,
     inner,
@@ -96,14 +96,14 @@ def epilogue_backward(
     grad: Tensor,
     saved: Tensor | None,
     activation: str | None,
-    *,
     bias: bool,
+    *,
     config: TileConfig | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """One pass for g = grad * act'(z) and the bias gradient, the sum of g over all but channels.
 
     Args:
-        grad: dL/dy, shape (outer, channels, inner), any strides.
+        grad: dL/dy, shape (outer, channels, inner) or (outer, channels), any strides.
         saved: z for an activation in NEEDS_PREACTIVATION, else y, of `grad`'s shape; None where
             `activation` is None.
         activation: a name of ``reference.ACTIVATIONS``, or None.
@@ -132,10 +132,13 @@ def _plan(
 ) -> Plan:
     shape = checks.epilogue_shape(grad, saved, activation)
     read = grad if saved is None else saved
+    dense = tuple(grad.shape)
+    if grad.dim() == 2:
+        grad, read = grad.unsqueeze(2), read.unsqueeze(2)
     strides = strides_like(shape, read)
     buffers: list[Buffer] = []
     if activation:
-        buffers.append(Buffer(shape, grad.dtype, strides))
+        buffers.append(Buffer(dense, grad.dtype, strides[: len(dense)]))
     if bias:
         buffers.append(Buffer((shape[1],), grad.dtype))
     g = 0 if activation else None
@@ -151,8 +154,11 @@ def _plan(
     # Many programs, for their loads wait in turn.
     programs = 32 // config.num_warps * target.processors
     parts, steps_per_part = split_rows(steps, channel_blocks, 1, programs)
-    partial, first = 2 + len(buffers), 2
-    buffers.append(Buffer((parts, channels), torch.float32))
+    first = 2
+    partial = first + (sums or 0)
+    if bias and parts > 1:  # one part is the sum itself
+        partial = first + len(buffers)
+        buffers.append(Buffer((parts, channels), torch.float32))
     step = Step(
         _epilogue_backward_kernel,
         (channel_blocks, parts),
@@ -167,7 +173,7 @@ def _plan(
         },
         num_warps=config.num_warps,
     )
-    if sums is None:
+    if sums is None or partial == first + sums:
         return Plan(tuple(buffers), (step,), (g, sums))
     total = sum_step(buffers[-1], (channels,), partial, first + sums, first + sums)
     return Plan(tuple(buffers), (step, total), (g, sums))

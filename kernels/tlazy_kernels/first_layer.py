@@ -310,13 +310,8 @@ def first_layer_grad_weight(
     geometry: Geometry,
     *,
     precision: str,
-    places: tuple[int, int] = (0, 1),
-    inputs: int = 2,
 ) -> Plan | None:
-    """The weight gradient of `shape` (F, C, K), or None where this kernel does not serve.
-
-    `grad` and `x` are at these places among so many inputs of the plan.
-    """
+    """The weight gradient of `shape` (F, C, K), or None where this kernel does not serve."""
     filters, channels, taps = shape
     if not _serves(filters, channels, taps, geometry):
         return None
@@ -330,7 +325,7 @@ def first_layer_grad_weight(
     step = Step(
         _first_layer_grad_weight_kernel,
         (filter_blocks, parts),
-        (*places, inputs + 1 if parts > 1 else inputs),
+        (0, 1, 3 if parts > 1 else 2),
         (
             batch,
             x.shape[2],
@@ -358,7 +353,7 @@ def first_layer_grad_weight(
     out = Buffer(shape, grad.dtype)
     if parts == 1:
         return Plan((out,), (step,), (0,))
-    return Plan((out, partial), (step, sum_step(partial, shape, inputs + 1, inputs, inputs)), (0,))
+    return Plan((out, partial), (step, sum_step(partial, shape, 3, 2, 2)), (0,))
 
 
 def _serves(filters: int, channels: int, taps: int, geometry: Geometry) -> bool:

@@ -3,11 +3,9 @@
 A launcher hands its tensors and settings to :func:`launch`, with a planner: a pure function that
 checks them, chooses kernels and tiles, and says what to allocate and what to run. Its plan is kept
 under a description of the call (shapes, strides, dtypes, alignments, settings, device), and each
-step of it keeps the compiled kernel once Triton has given it. A warm call so costs one look-up, its
-allocations, and Triton's own launch; whatever is in the key was checked when the plan was made.
-
-Triton's allocator of scratch memory, which tensor descriptors need, is ours only while a plan runs:
-one that the user has set stays as it was.
+step of it keeps a handle to the compiled kernel once Triton has given it. A warm call so costs one
+look-up, its allocations, and the driver's launch; whatever is in the key was checked when the plan
+was made.
 """
 
 from __future__ import annotations
@@ -20,10 +18,11 @@ import torch
 import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
-from triton.runtime import _allocation
 from triton.runtime.jit import JITFunction
 
 from tlazy_kernels.environment import check_device
+from tlazy_kernels.handles import Handle, handle_of, with_scratch
+from tlazy_kernels.memory import Allocator, allocator
 from tlazy_kernels.targets import target_of
 
 # Calls remembered. One is about 2 KiB; with variable-length inputs every length is one more.
@@ -36,6 +35,12 @@ class Buffer(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     strides: tuple[int, ...] | None = None  # contiguous where None
+
+    def described(self) -> Tensor:
+        """A tensor without memory that is what will be allocated, for planners to look at."""
+        shape, dtype, strides = self.with_strides()
+        assert strides is not None
+        return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
     def with_strides(self) -> Buffer:
         """The same, its strides given."""
@@ -59,16 +64,7 @@ class Step:
         options: how it is compiled, such as ``num_warps``.
     """
 
-    __slots__ = (
-        "constants",
-        "grid",
-        "handle",
-        "kernel",
-        "options",
-        "scalars",
-        "tail",
-        "tensors",
-    )
+    __slots__ = ("constants", "grid", "handle", "kernel", "options", "scalars", "tensors")
 
     def __init__(
         self,
@@ -80,56 +76,49 @@ class Step:
         **options: int,
     ) -> None:
         self.kernel = kernel
-        self.grid = (*grid, 1, 1)[:3]
+        x, y, z = (*grid, 1, 1)[:3]
+        self.grid = x, y, z
         self.tensors = tensors
         self.scalars = scalars
         self.constants = constants
         self.options = options
-        self.tail = (*scalars, *constants.values())
-        self.handle: CompiledKernel | None = None
+        self.handle: Handle | None = None
 
-    def run(self, tensors: Sequence[Tensor | None], stream: int, *, profiled: bool) -> None:
-        """Launch on `stream`, the current one; where a profiler listens, by Triton's own way."""
-        arguments = [tensors[i] for i in self.tensors]
-        handle = self.handle
-        if handle is None or profiled:
-            found = self.kernel[self.grid](
-                *arguments, *self.scalars, **self.constants, **self.options
-            )
-            if isinstance(found, CompiledKernel):  # neither the interpreter's nor a tool's
-                self.handle = found
-            return
-        handle.run(
-            *self.grid,
-            stream,
-            handle.function,
-            handle.packed_metadata,
-            None,
-            None,
-            None,
-            # Of a tensor Triton would ask the driver whether a kernel can read it.
-            *[x if x is None else x.data_ptr() for x in arguments],
-            *self.tail,
-        )
+    def run(self, tensors: Sequence[Tensor | None], empty: Allocator) -> None:
+        """Launch by Triton's own way, which compiles and tells profilers, and keep a handle."""
+        arguments = [*[tensors[i] for i in self.tensors], *self.scalars]
+        launch = self.kernel[self.grid]
+        found = with_scratch(empty, lambda: launch(*arguments, **self.constants, **self.options))
+        if isinstance(found, CompiledKernel):  # neither the interpreter's nor a tool's
+            values = (*self.scalars, *self.constants.values())
+            self.handle = handle_of(found, self.grid, values)
 
 
 class Plan(NamedTuple):
     """What a call allocates, launches and returns.
 
     Attributes:
-        buffers: to allocate.
+        buffers: to allocate; None keeps the place of one that this call does without.
         steps: to launch, in order, on the current stream.
         outputs: which buffers are returned; None stands for an output that was not asked for.
     """
 
-    buffers: tuple[Buffer, ...]
+    buffers: tuple[Buffer | None, ...]
     steps: tuple[Step, ...]
     outputs: tuple[int | None, ...]
+
+    def picking(self, places: tuple[int, ...], inputs: int) -> Plan:
+        """The same for a call that has only the inputs at `places`, of what were so many."""
+        for step in self.steps:
+            step.tensors = tuple(
+                i - inputs + len(places) if i >= inputs else places.index(i) for i in step.tensors
+            )
+        return self
 
     def in_dtype(self, dtype: torch.dtype) -> Plan:
         """The same with outputs of `dtype`: kernels round to that of the tensor they fill."""
         buffers = [
-            buffer._replace(dtype=dtype) if i in self.outputs else buffer
+            buffer._replace(dtype=dtype) if buffer and i in self.outputs else buffer
             for i, buffer in enumerate(self.buffers)
         ]
         return self._replace(buffers=tuple(buffers))
@@ -184,7 +173,7 @@ def _remember(key: tuple, plan: Plan, x: Tensor | None) -> Plan:
     check_device(x)
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
-    plan = plan._replace(buffers=tuple(buffer.with_strides() for buffer in plan.buffers))
+    plan = plan._replace(buffers=tuple(b and b.with_strides() for b in plan.buffers))
     _plans[key] = plan
     return plan
 
@@ -192,25 +181,22 @@ def _remember(key: tuple, plan: Plan, x: Tensor | None) -> Plan:
 def _execute(
     plan: Plan, inputs: tuple[Tensor | None, ...], device: torch.device
 ) -> list[Tensor | None]:
-    buffers = [  # with given strides, torch allocates in two thirds of the time
-        torch.empty_strided(shape, strides, dtype=dtype, device=device)  # type: ignore[arg-type]
-        for shape, dtype, strides in plan.buffers
+    empty = allocator(device)
+    buffers = [
+        None if b is None else empty(b.shape, b.strides, b.dtype)  # type: ignore[arg-type]
+        for b in plan.buffers
     ]
     if plan.steps:
-        stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
         tensors, profiled = (*inputs, *buffers), _profiled()
-        before = _allocation._allocator.set(_allocate_scratch)
-        try:
-            for step in plan.steps:
-                step.run(tensors, stream, profiled=profiled)
-        finally:
-            _allocation._allocator.reset(before)
+        stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+        # Of a tensor Triton would ask the driver whether a kernel can read it.
+        addresses = [None if x is None else x.data_ptr() for x in tensors]
+        for step in plan.steps:
+            if step.handle is None or profiled:
+                step.run(tensors, empty)
+            else:
+                step.handle(stream, [addresses[i] for i in step.tensors], empty)
     return [None if i is None else buffers[i] for i in plan.outputs]
-
-
-def _allocate_scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Memory for a launch's tensor descriptors, from PyTorch's allocator: the current stream's."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def _profiled() -> bool:

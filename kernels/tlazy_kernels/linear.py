@@ -17,9 +17,9 @@ def linear_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    *,
     activation: str | None = None,
     save_preactivation: bool = False,
+    *,
     config: TileConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y = act(x @ weight.T + bias).

@@ -20,7 +20,7 @@ class Geometry(NamedTuple):
     """
 
     stride: int
-    padding: tuple[int, int]
+    padding: tuple[int, ...]
     dilation: int
     groups: int
 

@@ -41,20 +41,25 @@ _ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def epilogue_backward(
-    grad: Tensor, saved: Tensor | None, activation: str | None, *, bias: bool
+    grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     checks.epilogue_shape(grad, saved, activation)
     g = None
     if activation is not None and saved is not None:
-        g = layouts.dense_like(_ACTIVATION_GRADS[activation](grad, saved), saved)
-    return g, (grad if g is None else g).sum((0, 2)) if bias else None
+        g = _ACTIVATION_GRADS[activation](grad, saved)
+        g = layouts.dense_like(g, saved) if g.dim() == 3 else g.contiguous()
+    return g, sum_of_channels(grad if g is None else g) if bias else None
+
+
+def sum_of_channels(g: Tensor) -> Tensor:
+    """The sum of g, shape (outer, channels, ...), over all but channels."""
+    return g.sum((0, 2) if g.dim() == 3 else 0)
 
 
 def linear_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    *,
     activation: str | None = None,
     save_preactivation: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -82,7 +87,6 @@ def conv1d_forward(
     dilation: int = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
-    *,
     activation: str | None = None,
     save_preactivation: bool = False,
     channels_last: bool | None = None,
@@ -103,7 +107,6 @@ def conv1d_grad_input(
     dilation: int = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
-    *,
     channels_last: bool | None = None,
 ) -> Tensor:
     checks.conv1d_grad_shapes(grad, weight.shape, input_length, stride, padding, dilation, groups)
@@ -151,7 +154,6 @@ def conv_transpose1d_forward(
     output_padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
-    *,
     activation: str | None = None,
     save_preactivation: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -173,7 +175,6 @@ def depthwise_backward(
     padding: Sequence[int] = (0, 0),
     dilation: int = 1,
     groups: int = 1,
-    *,
     activation: str | None = None,
     needs: Sequence[bool] = (True, True, True),
     channels_last: bool | None = None,

@@ -59,6 +59,7 @@ def samples(dtype: torch.dtype = torch.float32):
         yield ops.epilogue_backward, (g, tensor(2, 12, 10), activation, True)
     yield ops.epilogue_backward, (g, tensor(2, 12, 10), "sigmoid", False)
     yield ops.epilogue_backward, (g, None, None, True)
+    yield ops.epilogue_backward, (tensor(5, 7), tensor(5, 7), "tanh", True)
 
 
 @pytest.mark.parametrize(

@@ -241,8 +241,8 @@ def test_output_padding_is_smaller_than_stride_or_dilation(call, ones):
 @each(epilogue, "epilogue_backward")
 def test_epilogue_backward_refuses_what_does_not_fit(call, ones):
     grad = ones(2, 3, 4)
-    with refused(RuntimeError, (2, 3)):
-        call(grad[..., 0], None, None, bias=True)
+    with refused(RuntimeError, (2,)):
+        call(grad[:, 0, 0], None, None, bias=True)
     with refused(RuntimeError, "'gelu'", (2, 3, 4), "None"):
         call(grad, None, "gelu", bias=True)
     with refused(RuntimeError, (2, 3, 4), (2, 3, 5)):
