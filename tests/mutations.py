@@ -541,7 +541,7 @@ MUTANTS = [
     Mutant(
         "weight gradient rounded before the border's is added",
         "conv1d",
-        "torch.float32 if in_parts else grad.dtype",
+        "torch.float32 if bordered else grad.dtype",
         "grad.dtype",
         seen_by="ttsem",
         tested_by="borders",

@@ -30,7 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
     needs_grad = _needs_grad(x, weight, bias)
     save = needs_grad and activation in NEEDS_PREACTIVATION
     arguments = (x, weight, bias, activation, save)
-    return _call(_linear, _ops.linear_forward.default, needs_grad, *arguments)[0]
+    return _call(LinearFunction, _ops.linear_forward.default, needs_grad, *arguments)[0]
 
 
 def conv1d(
@@ -49,7 +49,7 @@ def conv1d(
     save = needs_grad and activation in NEEDS_PREACTIVATION
     settings = (stride, padding, dilation, groups, padding_mode, activation, save, None)
     operator = _ops.conv1d_forward.default
-    return _call(_conv1d, operator, needs_grad, x, weight, bias, *settings)[0]
+    return _call(Conv1dFunction, operator, needs_grad, x, weight, bias, *settings)[0]
 
 
 def conv_transpose1d(
@@ -68,19 +68,28 @@ def conv_transpose1d(
     save = needs_grad and activation in NEEDS_PREACTIVATION
     settings = (stride, padding, output_padding, dilation, groups, activation, save)
     operator = _ops.conv_transpose1d_forward.default
-    return _call(_conv_transpose1d, operator, needs_grad, x, weight, bias, *settings)[0]
+    return _call(ConvTranspose1dFunction, operator, needs_grad, x, weight, bias, *settings)[0]
 
 
 def _call(
-    function: Callable, operator: Any, needs_grad: bool, *arguments: Any
+    function: type, operator: Any, needs_grad: bool, *arguments: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The operator, differentiable. Where nothing needs a gradient, autograd is left out: its
     bookkeeping costs more than the rest of the way to a kernel."""
     if torch.compiler.is_compiling():
         return operator(*arguments)
     if needs_grad:
-        return function(*arguments)
+        return _apply(function, *arguments[:3])(*arguments)
     return _without_autograd(operator, *arguments)
+
+
+def _apply(function: Any, *tensors: Tensor | None) -> Callable:
+    """``function.apply``; without its half in Python, a third of what it costs, where there is
+    nothing for that to do: it serves a ``setup_context``, and unwraps what functorch's transforms
+    left behind, which has no storage."""
+    if all(x is None or torch._C._has_storage(x) for x in tensors):
+        return super(torch.autograd.Function, function).apply
+    return function.apply
 
 
 def _without_autograd(
@@ -134,14 +143,6 @@ class ConvTranspose1dFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return _conv_transpose1d_backward(ctx, *grads)
-
-
-# Their ``apply`` without its lines in Python, a third of what it costs: those serve a setup_context
-# and unwrap what functorch's transforms left behind, which the dispatcher does as well.
-_linear, _conv1d, _conv_transpose1d = (
-    super(torch.autograd.Function, function).apply  # type: ignore[misc]
-    for function in (LinearFunction, Conv1dFunction, ConvTranspose1dFunction)
-)
 
 
 def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

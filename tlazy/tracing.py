@@ -110,8 +110,8 @@ def materialize(
     >>> import torch, tlazy
     >>> net = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3), torch.nn.LazyBatchNorm2d())
     >>> plan = tlazy.materialize(net, tlazy.Spec(2, 3, 8, 8), seed=0)
-    >>> net[1]
-    BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    >>> net[1].weight.shape
+    torch.Size([4])
     """
     plan = trace(model, *args, **kwargs)
     plan.materialize(seed, init, checkpoint, device, dtype)

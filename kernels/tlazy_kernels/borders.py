@@ -118,7 +118,7 @@ def _source(length: int, right: bool, samples: int, mode: str) -> slice:
     return slice(0, samples) if right else slice(length - samples, length)
 
 
-def _padded(x: Tensor, padding: tuple[int, ...], mode: str, start: int, stop: int) -> Tensor:
+def _padded(x: Tensor, padding: tuple[int, int], mode: str, start: int, stop: int) -> Tensor:
     """Samples [start, stop) of padded x (N, C, L), in its layout."""
     left, right = padding
     before, after = padding_samples(x, False, left, mode), padding_samples(x, True, right, mode)

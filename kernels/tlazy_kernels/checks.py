@@ -72,9 +72,8 @@ def linear_grad_weight_shape(grad: Tensor, x: Tensor) -> tuple[int, int]:
 def epilogue_shape(
     grad: Tensor, saved: Tensor | None, activation: str | None
 ) -> tuple[int, int, int]:
-    """Shape (outer, channels, inner) of `grad`, the last 1 where it has two dimensions.
-
-    `saved` must have `grad`'s.
+    """Shape (outer, channels, inner) of `grad`, the last 1 where it has two dimensions; `saved`
+    must have the same.
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit, or a missing `saved`.
@@ -318,6 +317,11 @@ def depthwise_backward_shapes(
         RuntimeError: for shapes, dtypes or devices that do not fit, or a missing tensor.
         ValueError: for an unknown activation.
     """
+    if grad.dim() != 3:
+        raise RuntimeError(
+            "depthwise_backward: the output gradient must have 3 dimensions (N, C_out, L_out), got "
+            f"shape {_shape(grad)}"
+        )
     epilogue_shape(grad, saved, activation)
     settings = (stride, padding, dilation, groups)
     weight_shape = (grad.shape[1], 1, kernel_size)

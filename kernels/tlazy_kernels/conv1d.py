@@ -85,7 +85,7 @@ def conv1d_forward(
     Raises:
         RuntimeError, ValueError: as ``checks.conv1d_shape``, before anything is allocated.
     """
-    geometry = Geometry(stride, tuple(padding), dilation, groups)
+    geometry = Geometry(stride, tuple(padding), dilation, groups)  # type: ignore[arg-type]
     how = (activation, dot_precision(x.dtype, "conv"), config)
     new = (padding_mode, channels_last, save_preactivation)
     y, z = launch(_plan_forward, (x, weight, bias), geometry, *new, *how)
@@ -146,7 +146,7 @@ def conv1d_grad_input(
     Raises:
         RuntimeError: as ``checks.conv1d_grad_shapes``, before anything is allocated.
     """
-    geometry = Geometry(stride, tuple(padding), dilation, groups)
+    geometry = Geometry(stride, tuple(padding), dilation, groups)  # type: ignore[arg-type]
     how = (None, dot_precision(grad.dtype, "conv"), config)
     new = (input_length, padding_mode, channels_last)
     out = launch(_plan_grad_input, (grad, weight, None), geometry, *new, *how)[0]
@@ -232,18 +232,18 @@ def conv1d_grad_weight(
     Raises:
         RuntimeError: as ``checks.conv1d_grad_weight_shape``, before anything is allocated.
     """
-    geometry = Geometry(stride, tuple(padding), dilation, groups)
+    geometry = Geometry(stride, tuple(padding), dilation, groups)  # type: ignore[arg-type]
     how = (dot_precision(grad.dtype, "conv"), config)
-    in_parts = padding_mode != "zeros" and any(padding)
-    new = (kernel_size, padding_mode, torch.float32 if in_parts else grad.dtype)
+    bordered = padding_mode != "zeros" and any(padding)
+    new = (kernel_size, padding_mode, torch.float32 if bordered else grad.dtype)
     total = launch(_plan_grad_weight, (grad, x), geometry, *new, *how)[0]
-    if not in_parts:
+    if not bordered:
         return total
+    part = (kernel_size, "zeros", torch.float32)
     for side in borders(x.shape[2], kernel_size, geometry, padding_mode):
         g = grad[:, :, side.window.outputs]
         read = padding_samples(x, side.right, side.samples, padding_mode)
-        new = (kernel_size, "zeros", torch.float32)
-        total += launch(_plan_grad_weight, (g, read), side.window.geometry, *new, *how)[0]
+        total += launch(_plan_grad_weight, (g, read), side.window.geometry, *part, *how)[0]
     return total.to(grad.dtype)
 
 

@@ -117,7 +117,7 @@ def plan_grad_weight(
     inputs = (grad, None, x, None, None)
     plan = _one_pass(target, inputs, shape, x.shape[2], geometry, None, needs, config)
     if plan is not None:
-        return plan.picking((0, 2), len(inputs))._replace(outputs=(0,))
+        return plan.renumbered((0, 2), len(inputs))._replace(outputs=(0,))
     return general_grad_weight(grad, x, shape, geometry, config)
 
 
@@ -166,12 +166,12 @@ def depthwise_backward(
         RuntimeError, ValueError: as ``checks.depthwise_backward_shapes``, before anything is
             allocated.
     """
-    geometry = Geometry(stride, tuple(padding), dilation, groups)
+    geometry = Geometry(stride, tuple(padding), dilation, groups)  # type: ignore[arg-type]
     needed = Needs(*needs)
     sizes = (input_length, kernel_size, geometry)
     settings = (activation, needed, channels_last, config)
     found = launch(_plan_backward, (grad, saved, x, weight), *sizes, *settings)
-    if found:
+    if found:  # nothing comes from an empty plan
         grad_x, grad_weight, grad_bias = found
         return grad_x, grad_weight, grad_bias
     g, grad_bias = epilogue_backward(grad, saved, activation, bias=needed.bias)

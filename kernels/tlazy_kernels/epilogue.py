@@ -111,9 +111,10 @@ def epilogue_backward(
         config: tile; by default from the sizes.
 
     Returns:
-        (g, bias gradient): g has `grad`'s shape and dtype and the memory layout of
-        `saved`, and is None where `activation` is None, because it would be `grad` itself; the
-        bias gradient has shape (channels,), `grad`'s dtype, and is None unless asked for.
+        (g, bias gradient): g has `grad`'s shape and dtype and, of three dimensions, the memory
+        layout of `saved` (else rows are contiguous), and is None where `activation` is None,
+        because it would be `grad` itself; the bias gradient has shape (channels,), `grad`'s dtype,
+        and is None unless asked for.
 
     Raises:
         RuntimeError, ValueError: as ``checks.epilogue_shape``, before anything is allocated.

@@ -2,8 +2,8 @@
 
 Triton's launchers are functions in C inside ones in Python, which find out for every launch what
 is the same for all: whether the kernel needs scratch memory, and what kinds its arguments are of.
-On NVIDIA that is done once here, for the two forms that the function in C has had since Triton 3.6.
-Whatever else a launcher may be runs as Triton would run it.
+For NVIDIA's launcher that is done once here, in the versions of Triton whose function in C is
+known. Any other launcher runs as Triton would run it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
-from triton.backends.nvidia.driver import CudaLauncher
 from triton.compiler import CompiledKernel
 from triton.runtime import _allocation
 
@@ -24,13 +24,24 @@ from tlazy_kernels.memory import Allocator
 # and with this allocator for scratch memory.
 Handle = Callable[[int, Sequence[int | None], Allocator], None]
 
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+KNOWN_VERSIONS = ((3, 6), (3, 7), (3, 8), (3, 9))
+
 
 def handle_of(compiled: CompiledKernel, grid: tuple[int, int, int], values: tuple) -> Handle:
-    """What launches `compiled` over `grid`; `values` are those of what follows its tensors."""
+    """What launches `compiled` over `grid`; `values` are those of what follows its tensors.
+
+    It keeps the kernel: Triton unloads one that nobody has any more.
+    """
     launcher = compiled.run
-    if type(launcher) is not CudaLauncher or _is_watched(launcher):
+    kind = type(launcher)
+    if (
+        (kind.__module__, kind.__name__) != ("triton.backends.nvidia.driver", "CudaLauncher")
+        or VERSION not in KNOWN_VERSIONS
+        or _is_watched(launcher)
+    ):
         return _by_triton(compiled, grid, values)
-    return _by_cuda(compiled, launcher, grid, values)
+    return _by_cuda(compiled, grid, values)
 
 
 def with_scratch(empty: Allocator, launch: Callable[[], Any]) -> Any:
@@ -47,7 +58,7 @@ def with_scratch(empty: Allocator, launch: Callable[[], Any]) -> Any:
         _allocation._allocator.reset(before)
 
 
-def _is_watched(launcher: CudaLauncher) -> bool:
+def _is_watched(launcher: Any) -> bool:
     """Whether Triton's own tools need to hear of each launch."""
     return launcher.profile_scratch_size > 0 or getattr(launcher, "gsan_enabled", False)
 
@@ -60,35 +71,22 @@ def _by_triton(compiled: CompiledKernel, grid: tuple[int, int, int], values: tup
     return launch
 
 
-def _by_cuda(
-    compiled: CompiledKernel, launcher: CudaLauncher, grid: tuple[int, int, int], values: tuple
-) -> Handle:
-    run, function, packed = launcher.launch, compiled.function, compiled.packed_metadata
-    switches = (launcher.launch_cooperative_grid, launcher.launch_pdl)
-    hooks = (None, None, None)
-    bytes_of_scratch = launcher.global_scratch_size * launcher.num_ctas * math.prod(grid)
+def _by_cuda(compiled: CompiledKernel, grid: tuple[int, int, int], values: tuple) -> Handle:
+    launcher: Any = compiled.run
+    run, switches = launcher.launch, (launcher.launch_cooperative_grid, launcher.launch_pdl)
+    scratch = launcher.global_scratch_size * launcher.num_ctas * math.prod(grid)
+    # No metadata for a profiler, and none to call before and after.
+    unobserved = (compiled.packed_metadata, None, None, None)
+    kinds = () if VERSION == (3, 6) else (launcher.arg_annotations, launcher.kernel_signature)
 
-    def scratch(empty: Allocator) -> Tensor | None:
-        return empty((bytes_of_scratch,), (1,), torch.int8) if bytes_of_scratch else None
+    def launch(stream: int, addresses: Sequence[int | None], empty: Allocator) -> None:
+        # PyTorch's allocator gives this memory to nothing that would use it before the kernel has.
+        memory = empty((scratch,), (1,), torch.int8) if scratch else None
+        place = (None if memory is None else memory.data_ptr(), None)
+        head = (*grid, stream, compiled.function, *switches)
+        if kinds:
+            run(*head, *unobserved, *place, *kinds, (*addresses, *values))
+        else:
+            run(*head, *place, *unobserved, *addresses, *values)
 
-    def launch_values(stream: int, addresses: Sequence[int | None], empty: Allocator) -> None:
-        memory = scratch(empty)
-        place = None if memory is None else memory.data_ptr()
-        run(
-            *grid, stream, function, *switches, place, None, packed, *hooks,
-            *addresses, *values,
-        )  # fmt: skip
-
-    if not hasattr(launcher, "kernel_signature"):  # Triton 3.6
-        return launch_values
-    kinds = (launcher.arg_annotations, launcher.kernel_signature)
-
-    def launch_kinds(stream: int, addresses: Sequence[int | None], empty: Allocator) -> None:
-        memory = scratch(empty)
-        place = None if memory is None else memory.data_ptr()
-        run(
-            *grid, stream, function, *switches, packed, *hooks, place, None,
-            *kinds, (*addresses, *values),
-        )  # fmt: skip
-
-    return launch_kinds
+    return launch

@@ -11,6 +11,7 @@ was made.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,13 +44,13 @@ class Buffer(NamedTuple):
         return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
     def with_strides(self) -> Buffer:
-        """The same, its strides given."""
-        if self.strides is not None:
-            return self
-        sizes = [max(size, 1) for size in self.shape]
-        return self._replace(
-            strides=tuple(math.prod(sizes[i + 1 :]) for i in range(len(self.shape)))
-        )
+        """The same, its strides given, and all of them plain integers."""
+        strides = self.strides
+        if strides is None:
+            sizes = [max(size, 1) for size in self.shape]
+            strides = tuple(math.prod(sizes[i + 1 :]) for i in range(len(self.shape)))
+        shape, strides = (tuple(map(operator.index, sizes)) for sizes in (self.shape, strides))
+        return self._replace(shape=shape, strides=strides)
 
 
 class Step:
@@ -107,13 +108,17 @@ class Plan(NamedTuple):
     steps: tuple[Step, ...]
     outputs: tuple[int | None, ...]
 
-    def picking(self, places: tuple[int, ...], inputs: int) -> Plan:
+    def renumbered(self, places: tuple[int, ...], inputs: int) -> Plan:
         """The same for a call that has only the inputs at `places`, of what were so many."""
-        for step in self.steps:
-            step.tensors = tuple(
+
+        def moved(step: Step) -> Step:
+            tensors = tuple(
                 i - inputs + len(places) if i >= inputs else places.index(i) for i in step.tensors
             )
-        return self
+            scalars, constants = step.scalars, step.constants
+            return Step(step.kernel, step.grid, tensors, scalars, constants, **step.options)
+
+        return self._replace(steps=tuple(map(moved, self.steps)))
 
     def in_dtype(self, dtype: torch.dtype) -> Plan:
         """The same with outputs of `dtype`: kernels round to that of the tensor they fill."""
@@ -154,7 +159,11 @@ def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) 
         ],
     )
     device = inputs[0].device  # type: ignore[union-attr]
-    plan = _plans.get(key)
+    try:
+        plan = _plans.get(key)
+    except TypeError:  # a setting that cannot be hashed: the planner's checks say what is wrong
+        planner(target_of(device), *inputs, *settings)
+        raise
     if plan is None:
         plan = _remember(key, planner(target_of(device), *inputs, *settings), inputs[0])
     if device.type == "cuda" and device.index != torch.cuda.current_device():

@@ -20,7 +20,7 @@ class Geometry(NamedTuple):
     """
 
     stride: int
-    padding: tuple[int, ...]
+    padding: tuple[int, int]
     dilation: int
     groups: int
 

@@ -1,4 +1,5 @@
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -490,8 +491,9 @@ def test_a_run_ended_by_a_signal_resumes_to_bitwise_the_same_weights(number, her
         assert f"interrupted after epoch {epochs} of 150" in out
         assert err == ""
         assert len((ended / "metrics.jsonl").read_text().splitlines()) == epochs
-        assert (ended / "curves.png").read_bytes().startswith(b"\x89PNG")
-        assert (ended / "confusion.png").read_bytes().startswith(b"\x89PNG")
+        if importlib.util.find_spec("matplotlib"):
+            for picture in ("curves.png", "confusion.png"):
+                assert (ended / picture).read_bytes().startswith(b"\x89PNG")
         assert cli.main(["predict", "ended", "../good.npz"]) == 0
 
     assert cli.main(["train", "--out", "ended", "--resume"]) == 0

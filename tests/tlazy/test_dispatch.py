@@ -111,6 +111,23 @@ def test_conv_transpose1d_runs_in_torch_func_transforms_and_forward_mode(device,
     torch.testing.assert_close(expected, slope, rtol=0.02, atol=5e-3)
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_what_a_torch_func_transform_left_behind_is_the_tensor_in_it(device, requires_grad):
+    """Such a wrapper says that it needs a gradient, which it does not."""
+    left: list[torch.Tensor] = []
+    x = torch.randn(3, 4, device=device)
+    torch.func.grad(lambda x: (left.append(x), x.sum())[1])(x)
+    weight = torch.randn(5, 4, device=device, requires_grad=requires_grad)
+    with tlazy.backend("triton"):
+        y = F.linear(left[0], weight, activation="gelu")
+    assert y.requires_grad == requires_grad
+    expected = torch.nn.functional.gelu(torch.nn.functional.linear(x, weight))
+    torch.testing.assert_close(y, expected)
+    if requires_grad:
+        (found,) = torch.autograd.grad(y.sum(), weight)
+        torch.testing.assert_close(found, torch.autograd.grad(expected.sum(), weight)[0])
+
+
 def test_a_torch_func_transform_runs_aten_and_says_so():
     reasons = []
 

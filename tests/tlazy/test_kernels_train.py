@@ -17,7 +17,7 @@ def losses(backend: str, device: str) -> list[float]:
     float64 lie 2e-3 apart after 20 steps; these lie 2e-7 apart.
     """
     torch.manual_seed(0)
-    x, labels = torch.randn(STEPS, 4, 1, 24), torch.randint(2, (STEPS, 4))
+    x, labels = torch.randn(STEPS, 4, 1, 16), torch.randint(2, (STEPS, 4))
     net = fcn(2).to(device)
     tlazy.materialize(net, x[0].to(device))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)

@@ -66,7 +66,10 @@ def samples(dtype: torch.dtype = torch.float32):
     ("operator", "args"),
     [pytest.param(*s, id=f"{s[0].__name__}-{i}") for i, s in enumerate(samples())],
 )
-def test_operator_passes_opcheck(operator, args):
+def test_operator_passes_opcheck(operator, args, request):
+    if torch.__version__.startswith("2.11.") and operator is ops.depthwise_backward:
+        reason = "torch 2.11's own convolution_double_backward takes no symbolic sizes"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     assert set(opcheck(operator.default, args).values()) == {"SUCCESS"}
 
 

@@ -70,12 +70,16 @@ def exact(x: Any) -> Any:
 
 
 def assert_agrees(
-    launcher: Callable[..., Any], *args: Any, config: TileConfig | None = SMALL, **settings: Any
+    launcher: Callable[..., Any],
+    *args: Any,
+    config: TileConfig | None = SMALL,
+    like: Tensor | None = None,
+    **settings: Any,
 ) -> None:
     """Assert that launcher and twin give the same, and that the launcher leaves its inputs alone.
 
-    Outputs must be dense, those of three dimensions in the layout of the first tensor or
-    contiguous; have the dtype and device of the first tensor, and be finite,
+    Outputs must be dense, those of three dimensions in the layout of `like` (by default the first
+    tensor) or contiguous; have the dtype and device of the first tensor, and be finite,
     infinite and NaN where the twin's are.
     """
     twin = getattr(reference, launcher.__name__)
@@ -89,7 +93,8 @@ def assert_agrees(
         if found is not None:
             assert found.dtype == inputs[0].dtype
             assert found.device == inputs[0].device
-            assert found.is_contiguous() or found.stride() == strides_like(found.shape, inputs[0])
+            model = inputs[0] if like is None else like
+            assert found.is_contiguous() or found.stride() == strides_like(found.shape, model)
             assert_close(found, wanted)
     for x, copy in zip(inputs, before, strict=True):
         assert torch.equal(bits(x), bits(copy)), "an input was changed"

@@ -8,13 +8,14 @@ where the interpreter is off: ``python -m tests.tlazy_kernels.launched``.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -54,6 +55,25 @@ def install(folder: Path) -> ctypes.CDLL:
     return stub
 
 
+class Kernel(NamedTuple):
+    """What is to be known of a compiled kernel, which nobody but the plan is to keep."""
+
+    name: str
+    parameters: list[str]
+    types: dict[str, str]
+    warps: int
+    needs_scratch: bool
+
+    @classmethod
+    def of(cls, compiled: Any) -> Kernel:
+        source, metadata = compiled.src, compiled.metadata
+        needs_scratch = metadata.global_scratch_size > 0
+        parameters = source.fn.arg_names
+        return cls(
+            source.fn.__name__, parameters, source.signature, metadata.num_warps, needs_scratch
+        )
+
+
 class Launches:
     """What the driver sees of each launch, beside what was asked for."""
 
@@ -61,46 +81,59 @@ class Launches:
         self.found: list[dict[str, Any]] = []
         self.count = ctypes.c_int64.in_dll(stub, "launches")
         self.seen = (ctypes.c_int64 * 64).in_dll(stub, "seen")
-        self.compiled: Any = None
+        self.kernel: Any = None
         run, handle_of = launch.Step.run, launch.handle_of
 
         def noted_run(step: Any, tensors: Sequence[Tensor | None], empty: Any) -> None:
             before = self.count.value
-            run(step, tensors, empty)
+            run(step, tensors, self.noting(empty))
             addresses = [
                 x if x is None else x.data_ptr() for x in map(tensors.__getitem__, step.tensors)
             ]
-            self.note(False, before, self.compiled, step.grid, (*addresses, *step.scalars))
+            self.note(False, before, self.kernel, step.grid, (*addresses, *step.scalars))
 
         def noted_handle(compiled: Any, grid: Any, values: tuple) -> Any:
-            self.compiled, handle = compiled, handle_of(compiled, grid, values)
+            handle = handle_of(compiled, grid, values)
+            kernel = self.kernel = Kernel.of(compiled)
 
             def noted(stream: int, addresses: Sequence[int | None], empty: Any) -> None:
                 before = self.count.value
-                handle(STREAM, addresses, empty)  # as on a GPU, where the device says which
-                self.note(True, before, compiled, grid, (*addresses, *values))
+                handle(
+                    STREAM, addresses, self.noting(empty)
+                )  # as on a GPU, where the device says which
+                self.note(True, before, kernel, grid, (*addresses, *values))
                 self.found[-1]["past Python"] = handle.__qualname__.startswith("_by_cuda.")
 
             return noted
 
         launch.Step.run, launch.handle_of = noted_run, noted_handle  # type: ignore[assignment]
 
-    def note(self, warm: bool, before: int, compiled: Any, grid: Any, values: tuple) -> None:
+    def noting(self, empty: Any) -> Any:
+        """`empty`, which is then asked for scratch memory, noting of how many bytes."""
+        self.scratch_bytes = 0
+
+        def noted(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            (self.scratch_bytes,) = shape
+            return empty(shape, strides, dtype)
+
+        return noted
+
+    def note(self, warm: bool, before: int, kernel: Kernel, grid: Any, values: tuple) -> None:
         *head, parameters = (*self.seen[:6], list(self.seen[6:]))
-        named = dict(zip(compiled.src.fn.arg_names, values, strict=False))
-        types = compiled.src.signature
-        passed = [(name, kind) for name, kind in types.items() if kind != "constexpr"]
+        named = dict(zip(kernel.parameters, values, strict=False))
+        passed = [(name, kind) for name, kind in kernel.types.items() if kind != "constexpr"]
         # The last two are Triton's own: scratch memory, and a profiler's.
         scratch = parameters[len(passed)] != 0
         self.found.append(
             {
                 "warm": warm,
                 "launches": self.count.value - before,
-                "kernel": compiled.src.fn.__name__,
-                "planned": [*grid, 32 * compiled.metadata.num_warps],
+                "kernel": kernel.name,
+                "planned": [*grid, 32 * kernel.warps],
                 "launched": head[:4],
                 "stream": head[5],
-                "scratch": [scratch, compiled.metadata.global_scratch_size > 0],
+                "scratch": [scratch, kernel.needs_scratch],
+                "scratch bytes": self.scratch_bytes,
                 "expected": {name: named[name] for name, _ in passed},
                 "passed": {
                     name: value & (2 ** BITS.get(kind, 64) - 1)
@@ -110,10 +143,21 @@ class Launches:
         )
 
 
+def unloaded(stub: ctypes.CDLL) -> int:
+    """Kernels that Triton unloads when it forgets them all, while plans still have them."""
+    before = ctypes.c_int64.in_dll(stub, "unloads").value
+    for plan in launch._plans.values():
+        for step in plan.steps:
+            step.kernel.device_caches.clear()
+    gc.collect()
+    return ctypes.c_int64.in_dll(stub, "unloads").value - before
+
+
 def main() -> None:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     with tempfile.TemporaryDirectory() as folder:
-        launches = Launches(install(Path(folder)))
+        stub = install(Path(folder))
+        launches = Launches(stub)
         x, weight, bias, grad = (
             torch.zeros(*shape, dtype=torch.bfloat16)
             for shape in ((16, 4096), (512, 4096), (512,), (16, 512))
@@ -125,7 +169,8 @@ def main() -> None:
             linear_grad_input(grad, weight)
             linear_grad_weight(grad, x)
             epilogue_backward(g, g, "gelu", bias=True)
-    print(json.dumps(launches.found))
+            epilogue_backward(grad, grad, "gelu", bias=True)
+    print(json.dumps({"launches": launches.found, "unloaded": unloaded(stub)}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 #define REACH 4096
 
 static int nothing;
-int64_t launches = 0;
+int64_t launches = 0, unloads = 0;
 int64_t seen[64]; /* of the last launch: grid, threads, shared memory, stream, parameters */
 
 CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
@@ -22,7 +22,7 @@ CUresult cuGetErrorString(CUresult e, const char **s) { return *s = "stub", CUDA
 CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute a, int v) { return CUDA_SUCCESS; }
 CUresult cuFuncSetCacheConfig(CUfunction f, CUfunc_cache c) { return CUDA_SUCCESS; }
 CUresult cuModuleLoadData(CUmodule *m, const void *d) { return *m = (CUmodule)&nothing, CUDA_SUCCESS; }
-CUresult cuModuleUnload(CUmodule m) { return CUDA_SUCCESS; }
+CUresult cuModuleUnload(CUmodule m) { return unloads++, CUDA_SUCCESS; }
 CUresult cuModuleGetFunction(CUfunction *f, CUmodule m, const char *n) { return *f = (CUfunction)&nothing, CUDA_SUCCESS; }
 CUresult cuPointerGetAttribute(void *v, CUpointer_attribute a, CUdeviceptr p) { return *(CUdeviceptr *)v = p, CUDA_SUCCESS; }
 CUresult cuOccupancyMaxActiveClusters(int *n, CUfunction f, const CUlaunchConfig *c) { return *n = 1, CUDA_SUCCESS; }

@@ -98,6 +98,6 @@ def declared() -> list[dict[str, Any]]:
     return json.loads(output(start("tests.tlazy_kernels.declared")))
 
 
-def launched() -> list[dict[str, Any]]:
+def launched() -> dict[str, Any]:
     """What a CUDA driver sees of launches, the first of their kind and later ones."""
     return json.loads(output(start("tests.tlazy_kernels.launched")))

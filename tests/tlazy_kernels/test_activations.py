@@ -14,7 +14,7 @@ from tests.tlazy_kernels.agreement import (
     random,
     spread,
 )
-from tlazy_kernels import reference
+from tlazy_kernels import launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.epilogue import epilogue_backward
 from tlazy_kernels.linear import linear_forward
@@ -52,6 +52,17 @@ def test_the_backward_pass_agrees(shape, bias, activation, dtype, device):
 def test_default_tiles_agree_where_there_are_several(dtype, device):
     grad, z = (random(3, 40, 150, dtype=dtype, device=device, seed=i) for i in range(2))
     assert_agrees(epilogue_backward, grad, z, "silu", bias=True, config=None)
+
+
+def test_a_bias_gradient_of_one_part_takes_no_second_launch(device, monkeypatch):
+    monkeypatch.setattr(launch, "_plans", {})
+    for rows, launches in ((16, 1), (4096, 2)):
+        launch.forget_plans()
+        epilogue_backward(
+            random(rows, 8, dtype=torch.float32, device=device), None, None, bias=True
+        )
+        (plan,) = launch._plans.values()
+        assert len(plan.steps) == launches
 
 
 @every_dtype

@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from tlazy_kernels import conv1d, conv_transpose1d, environment, epilogue, linear, reference
+from tlazy_kernels import (
+    conv1d,
+    conv_transpose1d,
+    depthwise,
+    environment,
+    epilogue,
+    linear,
+    reference,
+)
 
 ONE_DEVICE = "every tensor says that it is on the pretended GPU"
 
@@ -299,6 +307,12 @@ def test_conv1d_refuses_what_torchs_own_tests_know_as_errors(
         settings = {"padding": (settings["padding"],) * 2}
     with refused(RuntimeError, *settings.values()):
         call(x, weight, bias, **settings)
+
+
+@each(depthwise, "depthwise_backward")
+def test_depthwise_backward_refuses_an_unbatched_gradient(call, ones):
+    with refused(RuntimeError, "3 dimensions", (4, 8)):
+        call(ones(4, 8), None, ones(1, 4, 8), ones(4, 1, 3), 8, 3, 1, (1, 1), 1, 4)
 
 
 LAUNCHES = {

@@ -16,7 +16,7 @@ import triton
 from tests import EMULATED
 from tests.tlazy_kernels.agreement import random
 from tests.tlazy_kernels.subprocesses import launched
-from tlazy_kernels import launch, linear, matmul, tuned
+from tlazy_kernels import handles, launch, linear, matmul, tuned
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.environment import dot_precision
@@ -216,8 +216,9 @@ def _parameters(kernel) -> list[str]:
 def test_the_driver_gets_from_a_kept_handle_what_it_gets_from_tritons_first_launch():
     """By Triton's real launcher, whose arguments differ from version to version."""
     found = launched()
-    assert [call["warm"] for call in found] == [False] * 8 + [True] * 16
-    for call in found:
+    calls = found["launches"]
+    assert [call["warm"] for call in calls] == [False] * 9 + [True] * 18
+    for call in calls:
         assert call["launches"] == 1
         assert call["launched"] == call["planned"]
         assert call["stream"] == 0x77
@@ -225,7 +226,48 @@ def test_the_driver_gets_from_a_kept_handle_what_it_gets_from_tritons_first_laun
         has, needs = call["scratch"]
         assert has == needs
         assert call.get("past Python", True), "Triton's launcher has a form of its own here"
-    assert any(needs for _, needs in (call["scratch"] for call in found))
+    for cold, warm in zip(calls[:9], calls[9:18], strict=True):
+        assert cold["kernel"] == warm["kernel"]
+        assert cold["scratch bytes"] == warm["scratch bytes"]
+    assert any(call["scratch bytes"] > 128 for call in calls)  # for more than one program
+    assert found["unloaded"] == 0
+
+
+def test_launchers_that_are_not_known_are_left_to_triton(monkeypatch):
+    """A launcher of another kind, one of another version, and one that a tool watches."""
+
+    def way(**changed) -> str:
+        known = {
+            "__module__": "triton.backends.nvidia.driver",
+            "launch_cooperative_grid": False,
+            "launch_pdl": False,
+            "global_scratch_size": 0,
+            "profile_scratch_size": 0,
+            "num_ctas": 1,
+            "launch": None,
+            "arg_annotations": [],
+            "kernel_signature": b"",
+        }
+        handle = Handle()
+        handle._run = type(changed.pop("name", "CudaLauncher"), (), known | changed)()
+        return handles.handle_of(handle, (1, 1, 1), ()).__qualname__.partition(".")[0]
+
+    assert way() == "_by_cuda"
+    assert way(name="HIPLauncher") == "_by_triton"
+    assert way(__module__="triton.backends.another.driver") == "_by_triton"
+    assert way(profile_scratch_size=1) == "_by_triton"
+    assert way(gsan_enabled=True) == "_by_triton"
+    monkeypatch.setattr(handles, "VERSION", (3, 10))
+    assert way() == "_by_triton"
+
+
+def test_what_cannot_be_hashed_is_refused_by_the_checks(plans, x):
+    signal, weight = x.unsqueeze(0), x.unsqueeze(2)
+    with pytest.raises(ValueError, match="padding_mode must be one of"):
+        conv1d_forward(signal, weight, padding_mode=["zeros"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="activation must be None or one of"):
+        conv1d_forward(signal, weight, activation=["relu"])  # type: ignore[arg-type]
+    assert plans == {}
 
 
 def test_a_profiler_that_listens_gets_the_long_way(plans, x, monkeypatch):

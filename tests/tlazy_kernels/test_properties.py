@@ -166,7 +166,8 @@ def test_all_gradients_of_a_depthwise_convolution_agree(
     tensors = spread(grad, **lies), saved, x if needs[1] else None, weight if needs[0] else None
     sizes = (case.length, case.taps, *case.settings)
     settings = {"activation": activation, "needs": needs, "config": tile}
-    assert_agrees(depthwise_backward, *tensors, *sizes, **settings)
+    like = next(t for t in (x if needs[1] else None, saved, tensors[0]) if t is not None)
+    assert_agrees(depthwise_backward, *tensors, *sizes, **settings, like=like)
 
 
 @searched

@@ -51,8 +51,7 @@ def linear(
         raise RuntimeError("linear: both arguments need to be at least 1D")
     if weight.dim() == 1 and bias is None:
         return linear(x, weight.unsqueeze(0), activation=activation).squeeze(-1)
-    if torch._C._is_any_autocast_enabled():
-        x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = _autocast(x, weight, bias)
     if bias is not None and bias.shape != (weight.shape[0],) and bias.numel() in (1, len(weight)):
         bias = bias.reshape(-1).expand(len(weight))  # torch broadcasts it
     if x.dim() == 2:
@@ -108,8 +107,7 @@ def conv1d(
         settings: Any = (stride, padding, dilation, groups)
         options: Any = {"padding_mode": padding_mode, "activation": activation}
         return conv1d(x.unsqueeze(0), weight, bias, *settings, **options).squeeze(0)
-    if torch._C._is_any_autocast_enabled():
-        x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = _autocast(x, weight, bias)
     step, spread = _single("stride", stride), _single("dilation", dilation)
     around = _samples_around(padding, weight.shape[-1], step, spread)
     return autograd.conv1d(x, weight, bias, step, around, spread, groups, padding_mode, activation)
@@ -159,8 +157,7 @@ def conv_transpose1d(
             x, weight, bias, stride, padding, output_padding, groups, dilation
         )
         return y if activation is None else ACTIVATIONS[activation](y)
-    if torch._C._is_any_autocast_enabled():
-        x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = _autocast(x, weight, bias)
     y = autograd.conv_transpose1d(
         x.unsqueeze(0) if x.dim() == 2 else x,
         weight,
@@ -234,7 +231,7 @@ def _single(name: str, value: int | tuple[int, ...]) -> int:
 
 def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Inside an autocast region, cast as it does: floating tensors, float64 excepted."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(x.device.type):
         return x, *others
     return tuple(None if t is None else t.to(compute_dtype(t)) for t in (x, *others))
 
