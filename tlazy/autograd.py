@@ -87,9 +87,10 @@ def _apply(function: Any, *tensors: Tensor | None) -> Callable:
     """``function.apply``; without its half in Python, a third of what it costs, where there is
     nothing for that to do: it serves a ``setup_context``, and unwraps what functorch's transforms
     left behind, which has no storage."""
-    if all(x is None or torch._C._has_storage(x) for x in tensors):
-        return super(torch.autograd.Function, function).apply
-    return function.apply
+    for x in tensors:
+        if x is not None and not torch._C._has_storage(x):
+            return function.apply
+    return super(torch.autograd.Function, function).apply
 
 
 def _without_autograd(

@@ -73,20 +73,26 @@ def _by_triton(compiled: CompiledKernel, grid: tuple[int, int, int], values: tup
 
 def _by_cuda(compiled: CompiledKernel, grid: tuple[int, int, int], values: tuple) -> Handle:
     launcher: Any = compiled.run
-    run, switches = launcher.launch, (launcher.launch_cooperative_grid, launcher.launch_pdl)
-    scratch = launcher.global_scratch_size * launcher.num_ctas * math.prod(grid)
-    # No metadata for a profiler, and none to call before and after.
-    unobserved = (compiled.packed_metadata, None, None, None)
+    run, function, packed = launcher.launch, compiled.function, compiled.packed_metadata
+    switches = (launcher.launch_cooperative_grid, launcher.launch_pdl)
     kinds = () if VERSION == (3, 6) else (launcher.arg_annotations, launcher.kernel_signature)
+    scratch = launcher.global_scratch_size * launcher.num_ctas * math.prod(grid)
 
     def launch(stream: int, addresses: Sequence[int | None], empty: Allocator) -> None:
         # PyTorch's allocator gives this memory to nothing that would use it before the kernel has.
         memory = empty((scratch,), (1,), torch.int8) if scratch else None
-        place = (None if memory is None else memory.data_ptr(), None)
-        head = (*grid, stream, compiled.function, *switches)
+        place = None if memory is None else memory.data_ptr()
+        # None stands for a profiler's memory, its metadata, and what it has called around a launch.
         if kinds:
-            run(*head, *unobserved, *place, *kinds, (*addresses, *values))
+            run(
+                *grid, stream, function, *switches, packed, None, None, None, place, None,
+                *kinds, (*addresses, *values),
+            )  # fmt: skip
         else:
-            run(*head, *place, *unobserved, *addresses, *values)
+            run(
+                *grid, stream, function, *switches, place, None, packed, None, None, None,
+                *addresses, *values,
+            )  # fmt: skip
 
+    launch.kept = compiled  # type: ignore[attr-defined]
     return launch
