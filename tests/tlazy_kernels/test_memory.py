@@ -1,6 +1,5 @@
 """Memory is PyTorch's own, by a shorter way, except where somebody wants to know of it."""
 
-import numpy
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -32,10 +31,14 @@ def target(device) -> torch.device:
 def test_the_short_way_gives_what_torchs_function_gives(target):
     empty = memory.allocator(target)
     assert empty is memory._shortest[target.type]
-    found, expected = empty(*CALL), torch.empty_strided(*CALL[:2], dtype=CALL[2], device=target)
-    for what in ("shape", "dtype", "device", "requires_grad", "layout"):
-        assert getattr(found, what) == getattr(expected, what)
-    assert (found.stride(), type(found)) == (expected.stride(), type(expected))
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            found = empty(*CALL)
+            expected = torch.empty_strided(*CALL[:2], dtype=CALL[2], device=target)
+        for what in ("shape", "dtype", "device", "requires_grad", "layout"):
+            assert getattr(found, what) == getattr(expected, what)
+        assert (found.stride(), type(found)) == (expected.stride(), type(expected))
+        assert found.is_inference() == expected.is_inference() == inference
 
 
 @pytest.mark.usefixtures("_unfilled")
@@ -65,6 +68,7 @@ def test_modes_see_new_memory(kind, target):
 
 
 def test_integers_of_any_kind_are_sizes(device):
+    numpy = pytest.importorskip("numpy", reason="one kind is numpy's")
     buffer = Buffer((numpy.int64(3), torch.tensor(4)), torch.float32).with_strides()  # type: ignore[arg-type]
     assert {type(size) for size in (*buffer.shape, *buffer.strides)} == {int}
     assert (buffer.shape, buffer.strides) == ((3, 4), (4, 1))
