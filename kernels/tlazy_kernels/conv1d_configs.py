@@ -29,6 +29,7 @@ def conv1d_config(
     itemsize: int,
     precision: str,
     channels_last: bool,
+    words: bool = False,
     together: int = 1,
 ) -> TileConfig:
     """The tile with the least modelled time for a convolution.
@@ -42,6 +43,7 @@ def conv1d_config(
         itemsize: bytes of an element.
         precision: of the dot, as ``environment.dot_precision``.
         channels_last: whether a tile may take rows of several series.
+        words: whether tiles are put together from words, as ``layouts.Tiled``.
         together: small groups in each group, which a second accumulator keeps apart.
     """
 
@@ -54,13 +56,13 @@ def conv1d_config(
         each = steps * step_cycles(tile, itemsize, precision, target) + store + _START / resident
         return -(-count * groups // target.processors) * each
 
-    tiles = list(_tiles(target, filters, channels, itemsize))
+    tiles = list(_tiles(target, filters, channels, itemsize, words))
     if target.blackwell and itemsize == 4:  # in 4, sums and the parts of operands spill
         tiles = [replace(tile, num_warps=8) for tile in tiles]
     if together > 1:
-        # Where threads copy tiles, they keep addresses as well.
+        # Where threads copy tiles, they keep addresses as well: 256 share them.
         least = min(tile.rows for tile in tiles)
-        warps = least // 16 if target.copies_tiles else 8
+        warps = least // 16 if target.copies_tiles else 256 // target.gpu.warp_size
         tiles = [replace(tile, num_warps=warps) for tile in tiles if tile.rows == least]
     return min(tiles, key=cycles)
 
@@ -74,6 +76,7 @@ def grad_weight_config(
     copies: int,
     itemsize: int,
     precision: str,
+    words: bool = False,
 ) -> TileConfig:
     """The tile with the least modelled time for a weight gradient, a sum over `rows` in parts.
 
@@ -82,7 +85,7 @@ def grad_weight_config(
         rows: of the sum: output positions of all series.
         filters, channels: of a group.
         copies: taps times groups, each of which is such a product.
-        itemsize, precision: as in :func:`conv1d_config`.
+        itemsize, precision, words: as in :func:`conv1d_config`.
     """
 
     def cycles(tile: TileConfig) -> float:
@@ -92,17 +95,20 @@ def grad_weight_config(
         waves = -(-tiles * parts // target.processors)
         return waves * (steps_per_part * step_cycles(tile, itemsize, precision, target) + _START)
 
-    return min(_tiles(target, channels, rows, itemsize), key=cycles)
+    return min(_tiles(target, channels, rows, itemsize, words), key=cycles)
 
 
-def _tiles(target: Target, cols: int, depth: int, itemsize: int) -> Iterator[TileConfig]:
+def _tiles(
+    target: Target, cols: int, depth: int, itemsize: int, words: bool
+) -> Iterator[TileConfig]:
     """Tiles of as many rows as the matrix units take at once (Hopper 64, Blackwell 128) or more,
-    and as many stages as fit. Where threads copy tiles, larger ones leave too few registers."""
+    and as many stages as fit. Where threads copy tiles, larger ones leave too few registers; those
+    from words more so, and two tiles of words make one of samples."""
     widest = 256 if target.copies_tiles else 256 // itemsize
     largest = 128 * 256 if target.copies_tiles else 128 * 128
     if itemsize == 4:
         largest = 128 * 128 if target.copies_tiles else 64 * 64
-    deep = min(32 if itemsize == 4 else 64, max(16, 1 << (depth - 1).bit_length()))
+    deep = min(128 // itemsize // (1 + words), max(16, 1 << (depth - 1).bit_length()))
     for block_rows in (128,) if target.blackwell else (128, 64):
         for block_cols in (256, 128, 64, 32, 16):
             area = block_rows * block_cols
@@ -112,9 +118,10 @@ def _tiles(target: Target, cols: int, depth: int, itemsize: int) -> Iterator[Til
                 continue
             warps = 8 if block_rows == 128 and area * itemsize > 128 * 64 * 2 else 4
             tile = TileConfig(block_rows, block_cols, deep, num_warps=warps, num_stages=4)
+            limit = target.shared_limit // (1 + words)
             while tile.num_stages > 2 and tile.staged_bytes(itemsize, target) > (
-                target.shared_limit // (1 if area > 128 * 128 else 2)
+                limit // (1 if area > 128 * 128 else 2)
             ):
                 tile = replace(tile, num_stages=tile.num_stages - 1)
-            if tile.staged_bytes(itemsize, target) <= target.shared_limit:
+            if tile.staged_bytes(itemsize, target) <= limit:
                 yield tile

@@ -164,9 +164,11 @@ def gather_step(
         stride_out, stride_in = stride_in, stride_out
     if config is None:
         config = dot_config(rows, group_out, group_in, x.element_size())
-        # Split into three parts, operands pass registers; copying ahead would leave too few.
-        if target.blackwell and precision == "tf32x3":
+        # Split into three parts, operands pass registers, which addresses leave too few of.
+        if precision == "tf32x3" and target.blackwell:
             config = replace(config, num_stages=1)
+        elif precision == "tf32x3" and not target.copies_tiles:
+            config = replace(config, depth=16)
     tiles = triton.cdiv(rows, config.rows) * triton.cdiv(group_out, config.cols)
     return Step(
         _conv1d_gather_kernel,

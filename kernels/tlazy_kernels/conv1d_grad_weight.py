@@ -22,7 +22,7 @@ from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.first_layer import first_layer_grad_weight
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
-from tlazy_kernels.layouts import Tiled
+from tlazy_kernels.layouts import UNIT_BYTES, Tiled
 from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.targets import Target
@@ -64,8 +64,9 @@ def _grad_weight_tiled_kernel(
     stride_xg,
     stride_xt,
     STRIDE: tl.constexpr,
-    GRAD_CHANNELS_LAST: tl.constexpr,
-    X_CHANNELS_LAST: tl.constexpr,
+    GRAD_FORM: tl.constexpr,  # as layouts.Tiled
+    X_FORM: tl.constexpr,
+    L_UNIT: tl.constexpr,  # divides out_length
     PRECISION: tl.constexpr,
     SUBTILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -74,6 +75,7 @@ def _grad_weight_tiled_kernel(
     BLOCK_C: tl.constexpr,
     TOGETHER: tl.constexpr,  # small groups in each group: blocks on the diagonal are kept
 ):
+    out_length = out_length // L_UNIT * L_UNIT
     in_blocks = tl.cdiv(C, BLOCK_C)
     out_blocks = tl.cdiv(F, BLOCK_F)
     tap = tl.program_id(0) % taps
@@ -89,24 +91,26 @@ def _grad_weight_tiled_kernel(
     rows = tl.minimum(tl.cdiv(length - phase, STRIDE), out_length + source)
     grad = rows_of(
         grad_ptr, batch, out_length, groups, F, stride_gn, stride_gg, stride_gt,
-        1, GRAD_CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_F,
+        1, GRAD_FORM, BLOCK_N, BLOCK_L, BLOCK_F,
     )  # fmt: skip
     x = rows_of(
-        x_ptr, batch, tl.maximum(rows, 1), groups, C, stride_xn, stride_xg, stride_xt,
-        STRIDE, X_CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C,
+        x_ptr, batch, length if X_FORM == "words" else tl.maximum(rows, 1), groups, C,
+        stride_xn, stride_xg, stride_xt, STRIDE, X_FORM, BLOCK_N, BLOCK_L, BLOCK_C,
     )  # fmt: skip
     row_blocks = tl.cdiv(out_length, BLOCK_L)
     first = part * steps_per_part
     last = tl.minimum(first + steps_per_part, row_blocks * tl.cdiv(batch, BLOCK_N))
-    last = tl.where(rows > 0, last, first)
+    read_c = tl.where(rows > 0, c, in_blocks * BLOCK_C)  # none where the tap reads padding alone
     acc = tl.zeros((BLOCK_F, BLOCK_C), dtype=tl.float32)
     for step in range(first, last):
         n = step // row_blocks * BLOCK_N
         row = step % row_blocks * BLOCK_L
-        g = load_rows(grad, n, row, 0, group, f, GRAD_CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_F)
+        g = load_rows(grad, n, row, 0, group, f, GRAD_FORM, BLOCK_N, BLOCK_L, BLOCK_F)
         read = load_rows(
-            x, n, row + source, phase, group, c, X_CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C
+            x, n, row + source, phase, group, read_c, X_FORM, BLOCK_N, BLOCK_L, BLOCK_C
         )
+        if X_FORM == "words":  # the last may hold samples behind these rows
+            read = tl.where((row + source + tl.arange(0, BLOCK_L) < rows)[:, None], read, 0.0)
         acc = tl.dot(g.T, read, acc, input_precision=PRECISION)
     filters = f + tl.arange(0, BLOCK_F)
     out_row = (part.to(tl.int64) * groups + group) * F + filters
@@ -253,6 +257,7 @@ def plan_grad_weight(
             copies=shape[2] * blocks.groups,
             itemsize=itemsize,
             precision=precision,
+            words=forms[1].form == "words",
         )
         parts, product = _tiled_step(
             target, grad, x, sources, forms, shape, blocks, precision, config, together
@@ -283,7 +288,7 @@ def _tiles(
     for i, (tensor, step, others) in enumerate(
         ((grad, 1, shape[1]), (x, geometry.stride, group_out))
     ):
-        source, form = i, readable_tiles(target, tensor, geometry.groups, step)
+        source, form = i, readable_tiles(target, tensor, geometry.groups, step, shifted=i == 1)
         if form is None:
             if not copy_pays(tensor, shape[2] * filter_blocks(others)):
                 return None
@@ -315,6 +320,7 @@ def _tiled_step(
     stride, (padding, _), dilation, groups = geometry
     group_out = out_channels // groups
     tiled_grad, tiled_x = forms
+    whole = not (tiled_grad.channels_last or target.copies_tiles)
     several = tiled_grad.channels_last and tiled_x.channels_last
     block_n = series_in_tile(config.depth, out_length) if several else 1
     block_l = config.depth // block_n
@@ -345,8 +351,9 @@ def _tiled_step(
         ),
         {
             "STRIDE": stride,
-            "GRAD_CHANNELS_LAST": tiled_grad.channels_last,
-            "X_CHANNELS_LAST": tiled_x.channels_last,
+            "GRAD_FORM": tiled_grad.form,
+            "X_FORM": tiled_x.form,
+            "L_UNIT": UNIT_BYTES // grad.element_size() if whole else 1,
             "PRECISION": precision,
             "SUBTILES": subtiles(config, target),
             "BLOCK_N": block_n,

@@ -2,9 +2,11 @@
 
 A tap of the filter reads a tile of x in place, as rows that lie `step` samples apart: sample t is
 row t // step of residue t % step, so that a strided or dilated tap is a dense tile of the view
-[N, L / step, step, groups, C], and the device fills with zeros what lies beyond its borders. The
-filters come as [taps, groups, F, C], contraction last. The way back (transposed) writes rows that
-lie `stride` apart, one residue of output positions a tile: of those taps alone that reach it.
+[N, L / step, step, groups, C], and the device fills with zeros what lies beyond its borders. Where
+samples are neighbours in memory, TMA reads a tile from any of them on; without it, threads read the
+words that hold it. The filters come as [taps, groups, F, C], contraction last. The way back
+(transposed) writes rows that lie `stride` apart, one residue of output positions a tile: of those
+taps alone that reach it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from tlazy_kernels.conv1d_configs import conv1d_config, series_in_tile
 from tlazy_kernels.conv1d_filters import packed
 from tlazy_kernels.conv1d_tiles import columns_of, rows_of, sum_tile
 from tlazy_kernels.launch import Buffer, Step, metadata
-from tlazy_kernels.layouts import Tiled
+from tlazy_kernels.layouts import UNIT_BYTES, WORD_BYTES, Tiled
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
 from tlazy_kernels.units import element, strides_of, units
@@ -80,7 +82,7 @@ def _conv1d_tiled_kernel(
     stride_yl,
     STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    FORM: tl.constexpr,  # of x, as layouts.Tiled
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE_PREACTIVATION: tl.constexpr,
@@ -114,7 +116,7 @@ def _conv1d_tiled_kernel(
     if TRANSPOSED or STRIDE == 1:
         x = rows_of(
             x_ptr, batch, length, groups, C, stride_xn, stride_xg, stride_xt,
-            1, CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C,
+            1, FORM, BLOCK_N, BLOCK_L, BLOCK_C,
         )  # fmt: skip
     else:
         x = x_ptr
@@ -132,7 +134,8 @@ def _conv1d_tiled_kernel(
         acc = sum_tile(
             x, weight, batch, length, groups, C, taps, padding, dilation, period,
             stride_xn, stride_xg, stride_xt, n, row, residue, group, f, 0, C,
-            False, STRIDE, TRANSPOSED, CHANNELS_LAST, PRECISION, BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
+            False, STRIDE, TRANSPOSED, FORM, PRECISION,
+            BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
         )  # fmt: skip
         if TOGETHER > 1:  # noqa: SIM102
             # Zeros between groups: an infinite sample of one would be NaN in its neighbours.
@@ -143,7 +146,7 @@ def _conv1d_tiled_kernel(
                         x, weight, batch, length, groups, C, taps, padding, dilation, period,
                         stride_xn, stride_xg, stride_xt, n, row, residue, group, f,
                         part * each, part * each + each,
-                        True, STRIDE, TRANSPOSED, CHANNELS_LAST, PRECISION,
+                        True, STRIDE, TRANSPOSED, FORM, PRECISION,
                         BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
                     )  # fmt: skip
                     of_part = (f + tl.arange(0, BLOCK_F)) // (F // TOGETHER) == part
@@ -177,16 +180,24 @@ def fits_tiles(x: Tensor, out_length: int, taps: int, geometry: Geometry) -> boo
     return x.numel() > 0 and longest < 2**31 and x.shape[0] * out_length < 2**36
 
 
-def readable_tiles(target: Target, x: Tensor, groups: int, step: int) -> Tiled | None:
+def readable_tiles(
+    target: Target, x: Tensor, groups: int, step: int, shifted: bool = True
+) -> Tiled | None:
     """How tiles of x, with rows `step` samples apart, can be read in place, or None.
 
-    Where samples are neighbours, a tap's tile starts at any of them, which only TMA reads well,
-    and of samples further apart it reads nothing.
+    Where samples are neighbours, a tile has all of them. `shifted` by a tap, it starts at any one,
+    where TMA alone reads by more than that one at a time; all other devices read whole words.
     """
     tiled = layouts.tiled(x, groups)
     if tiled is None or tiled.channels_last:
         return tiled
-    return tiled if step == 1 and target.copies_tiles and layouts.ANY_START else None
+    if step > 1:
+        return None
+    if target.copies_tiles and layouts.ANY_START:
+        return tiled
+    if x.shape[2] % ((WORD_BYTES if shifted else UNIT_BYTES) // x.element_size()):
+        return None
+    return tiled._replace(form="words") if shifted else tiled
 
 
 def subtiles(config: TileConfig, target: Target) -> int:
@@ -242,6 +253,7 @@ def tiled_steps(
         itemsize=x.element_size(),
         precision=precision,
         channels_last=tiled.channels_last,
+        words=tiled.form == "words",
         together=together,
     )
     block_n = series_in_tile(config.rows, rows) if tiled.channels_last else 1
@@ -277,7 +289,7 @@ def tiled_steps(
         {
             "STRIDE": stride,
             "TRANSPOSED": transposed,
-            "CHANNELS_LAST": tiled.channels_last,
+            "FORM": tiled.form,
             "ACTIVATION": activation,
             "HAS_BIAS": bias is not None,
             "SAVE_PREACTIVATION": preactivation is not None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tlazy_kernels.vectors import pack
+
 
 @triton.jit
 def rows_of(
@@ -15,35 +17,39 @@ def rows_of(
     channels,
     stride_n,
     stride_g,
-    stride_t,  # of a sample where CHANNELS_LAST, of a channel where not
+    stride_t,  # of a sample where channels are last, else of a channel
     STEP: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    FORM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Descriptor of a tensor whose rows lie STEP samples apart; all else reads as zeros.
 
-    Strides are in units of 16 bytes, which lets the compiler know that addresses are aligned.
+    Strides are in units of 16 bytes, which lets the compiler know that addresses are aligned. FORM
+    is that of ``layouts.Tiled``; of words, the tuple that :func:`_from_words` takes.
     """
     UNIT: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
-    stride_n = tl.cast(stride_n, tl.int64) * UNIT
-    stride_g = tl.cast(stride_g, tl.int64) * UNIT
-    stride_t = tl.cast(stride_t, tl.int64) * UNIT
-    if CHANNELS_LAST:
+    LAST: tl.constexpr = FORM == "channels_last"
+    tl.static_assert(LAST | (STEP == 1) & (BLOCK_N == 1), "rows must be samples")
+    stride_n = tl.cast(stride_n, tl.int64)
+    stride_g = tl.cast(stride_g, tl.int64)
+    stride_t = tl.cast(stride_t, tl.int64)
+    if LAST:
         channels = tl.cdiv(channels, UNIT) * UNIT  # as many in memory; a copy has zeros there
         tensor = tl.make_tensor_descriptor(
             ptr,
             [batch, rows, STEP, groups, channels],
-            [stride_n, STEP * stride_t, stride_t, stride_g, 1],
+            [stride_n * UNIT, STEP * stride_t * UNIT, stride_t * UNIT, stride_g * UNIT, 1],
             [BLOCK_N, BLOCK_L, 1, 1, BLOCK_C],
         )
+    elif FORM == "words":
+        tensor = ptr, channels, rows * 2 // UNIT, stride_n * 2, stride_g * 2, stride_t * 2
     else:
-        tl.static_assert((STEP == 1) & (BLOCK_N == 1), "samples must be neighbours in a tile")
         tensor = tl.make_tensor_descriptor(
             ptr,
             [batch, groups, channels, rows],
-            [stride_n, stride_g, stride_t, 1],
+            [stride_n * UNIT, stride_g * UNIT, stride_t * UNIT, 1],
             [1, 1, BLOCK_C, BLOCK_L],
         )
     return tensor
@@ -57,17 +63,52 @@ def load_rows(
     residue,
     group,
     c,
-    CHANNELS_LAST: tl.constexpr,
+    FORM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """A tile of shape (BLOCK_N * BLOCK_L, BLOCK_C) of such a descriptor."""
-    if CHANNELS_LAST:
+    if FORM == "channels_last":
         tile = tensor.load([n, row, residue, group, c]).reshape(BLOCK_N * BLOCK_L, BLOCK_C)
+    elif FORM == "words":
+        tile = _from_words(tensor, n, row, group, c, BLOCK_L, BLOCK_C).T
     else:
         tile = tensor.load([n, group, c, row]).reshape(BLOCK_C, BLOCK_L).T
     return tile
+
+
+@triton.jit
+def _from_words(
+    tensor,  # pointer, channels of a group, words of a row; strides of series, groups and channels
+    n,
+    row,
+    group,
+    c,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A tile of shape (BLOCK_C, BLOCK_L) that starts at any sample: two tiles of the words of 8
+    bytes that hold it, shifted. By samples, loads would be as narrow as those."""
+    ptr, channels, words, stride_n, stride_g, stride_t = tensor
+    DTYPE: tl.constexpr = ptr.dtype.element_ty
+    BITS: tl.constexpr = DTYPE.primitive_bitwidth
+    SAMPLES: tl.constexpr = 64 // BITS
+    SAMPLE: tl.constexpr = tl.uint16 if BITS == 16 else tl.uint32
+    skipped = row & (SAMPLES - 1)  # of the first word
+    word = (row - skipped) // SAMPLES + tl.arange(0, BLOCK_L // SAMPLES)
+    channel = c + tl.arange(0, BLOCK_C)
+    base = ptr.to(tl.pointer_type(tl.uint64)) + n * stride_n + group * stride_g
+    place = base + (channel * stride_t)[:, None] + word[None, :]
+    exists = (channel < channels)[:, None]
+    low = tl.load(place, mask=exists & ((word >= 0) & (word < words))[None, :], other=0)
+    high = tl.load(place + 1, mask=exists & ((word >= -1) & (word < words - 1))[None, :], other=0)
+    shift = (skipped * BITS).to(tl.uint64)
+    both = (low >> shift) | ((high << 1) << (63 - shift))  # no shift is one by 64
+    parts = ()
+    for i in tl.static_range(SAMPLES):
+        parts += ((both >> i * BITS).to(SAMPLE),)  # type: ignore[assignment]
+    return pack(parts).reshape(BLOCK_C, BLOCK_L).to(DTYPE, bitcast=True)
 
 
 @triton.jit
@@ -92,7 +133,7 @@ def _add_taps(
     ONLY_SOME: tl.constexpr,
     STEP: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    FORM: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -111,9 +152,7 @@ def _add_taps(
             offset = tap * dilation - padding + lift * STEP
             source = offset // STEP - lift
             phase = offset % STEP
-        rows = load_rows(
-            x, n, row + source, phase, group, c, CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C
-        )
+        rows = load_rows(x, n, row + source, phase, group, c, FORM, BLOCK_N, BLOCK_L, BLOCK_C)
         if ONLY_SOME:
             channel = c + tl.arange(0, BLOCK_C)
             own = (channel >= first_channel) & (channel < last_channel)
@@ -148,7 +187,7 @@ def sum_tile(
     ONLY_SOME: tl.constexpr,
     STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    FORM: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -173,7 +212,7 @@ def sum_tile(
             steps = count * channel_blocks
         acc = _add_taps(
             acc, x, weight, n, row, group, f, first, every, count, steps, padding, dilation, lift,
-            residue, first_channel, last_channel, ONLY_SOME, STRIDE, TRANSPOSED, CHANNELS_LAST,
+            residue, first_channel, last_channel, ONLY_SOME, STRIDE, TRANSPOSED, FORM,
             PRECISION, BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
         )  # fmt: skip
     else:
@@ -190,12 +229,12 @@ def sum_tile(
             count = tl.where(rows > 0, tl.cdiv(taps - part, every), 0)
             tensor = rows_of(
                 x, batch, tl.maximum(rows, 1), groups, C, stride_xn, stride_xg, stride_xt,
-                STRIDE, CHANNELS_LAST, BLOCK_N, BLOCK_L, BLOCK_C,
+                STRIDE, FORM, BLOCK_N, BLOCK_L, BLOCK_C,
             )  # fmt: skip
             acc = _add_taps(
                 acc, tensor, weight, n, row, group, f, part, every, count, count * channel_blocks,
                 padding, dilation, lift, 0, first_channel, last_channel, ONLY_SOME, STRIDE,
-                TRANSPOSED, CHANNELS_LAST, PRECISION, BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
+                TRANSPOSED, FORM, PRECISION, BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
             )  # fmt: skip
     return acc
 

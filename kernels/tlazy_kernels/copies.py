@@ -137,5 +137,5 @@ def tiled_copy(x: Tensor, groups: int, source: int, target: int) -> tuple[Buffer
         (length * row, padded, 1, row),
         x.element_size(),
     )
-    tiled = Tiled(True, length * row // unit, padded // unit, row // unit)
+    tiled = Tiled("channels_last", length * row // unit, padded // unit, row // unit)
     return Buffer((batch, length, row), x.dtype), step, tiled

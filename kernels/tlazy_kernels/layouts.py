@@ -8,7 +8,7 @@ convolution's output has the layout of its input, so that a stack of layers neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from tlazy_kernels.environment import INTERPRETED
 
 # Tensor descriptors take addresses and strides of whole units, and sizes below 2**31.
 UNIT_BYTES = 16
+
+# Rows whose tiles start at any sample may be read in words of so many.
+WORD_BYTES = 8
 
 # A tile may start at any element of a row that begins with a unit; Triton's interpreter denies it.
 ANY_START = not INTERPRETED
@@ -25,16 +28,21 @@ class Tiled(NamedTuple):
     """A tensor that descriptors can read.
 
     Attributes:
-        channels_last: whether channels are neighbours in memory, rather than samples.
+        form: whether channels are neighbours in memory, or samples; and of these, whether tiles
+            that start at any one are put together from words, as ``conv1d_tiles._from_words``.
         stride_n: units from a series to the next.
         stride_g: from a group's first channel to the next group's.
         stride_t: from a sample (channels last) or a channel to the next.
     """
 
-    channels_last: bool
+    form: Literal["channels_last", "channels_first", "words"]
     stride_n: int
     stride_g: int
     stride_t: int
+
+    @property
+    def channels_last(self) -> bool:
+        return self.form == "channels_last"
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -89,7 +97,7 @@ def tiled(x: Tensor, groups: int) -> Tiled | None:
         or max(batch, channels, length) >= 2**31
     ):
         return None
-    return Tiled(channels_last, *strides)
+    return Tiled("channels_last" if channels_last else "channels_first", *strides)
 
 
 def in_units(x: Tensor, *dimensions: tuple[int, int]) -> tuple[int, ...] | None:

@@ -206,15 +206,10 @@ def test_each_launcher_moves_at_most_5_percent_more_than_the_least_bytes():
     """As its launches declare, plus what PyTorch's operators move to sum up partial sums.
 
     Those come to at most TARGET_PROGRAMS tiles of 32 KiB, written and read, whatever the sizes:
-    at these sizes less than 5 %, beside small operands more. Where threads copy tiles, samples that
-    are neighbours cost more to gather than to transpose first: once more read and written.
+    at these sizes less than 5 %, beside small operands more.
     """
     for case in declared():
-        transposed = case["name"].startswith(("conv1d", "conv_transpose1d")) and not (
-            TARGETS[case["target"]].copies_tiles or "channels last" in case["name"]
-        )
-        most = 1.05 + 2 * transposed
-        assert case["least_bytes"] <= case["bytes"] <= most * case["least_bytes"], case
+        assert case["least_bytes"] <= case["bytes"] <= 1.05 * case["least_bytes"], case
 
 
 def test_each_launch_declares_the_arithmetic_that_the_operation_needs():

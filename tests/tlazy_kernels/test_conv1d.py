@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from tlazy_kernels import copies, launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.conv1d_tiled import subtiles
-from tlazy_kernels.targets import STAND_IN
+from tlazy_kernels.targets import STAND_IN, TARGETS
 
 ACTIVATIONS = (None, *reference.ACTIVATIONS)
 
@@ -79,6 +81,50 @@ def test_all_three_agree_where_tiles_can_be_read(case, last, dtype, device):
 def test_default_tiles_agree_where_tiles_can_be_read(case, dtype, device):
     x, weight, bias, grad = case.operands(dtype, device)
     assert_all_agree(case, (channels_last(x), weight, bias, channels_last(grad)), None)
+
+
+# Rows of samples in whole units, which threads read by words where there is no TMA.
+WORD_CASES = [
+    Convolution(2, 16, 24, 32, 3, padding=(1, 1)),
+    Convolution(2, 5, 3, 40, 4, padding=(7, 2), dilation=3),
+    Convolution(1, 3, 2, 8, 12, padding=(9, 2)),  # filter longer than the input
+    Convolution(3, 18, 20, 24, 2, padding=(0, 1), groups=2),
+    Convolution(2, 4, 6, 16, 5, stride=3, padding=(33, 5), dilation=2),  # on the way back
+    Convolution(1, 33, 17, 136, 1),  # several tiles
+]
+
+
+@pytest.mark.parametrize("case", WORD_CASES, ids=str)
+@pytest.mark.parametrize("padded", [False, True], ids=["dense", "rows apart"])
+def test_rows_of_samples_are_read_by_words_where_there_is_no_tma(
+    case, padded, dtype, device, monkeypatch
+):
+    monkeypatch.setattr(launch, "target_of", lambda device: TARGETS["sm_80"])
+    monkeypatch.setattr(launch, "_plans", {})
+    if padded:  # rows that end within a unit
+        case = replace(case, length=case.length - 8 // dtype.itemsize)
+    x, weight, bias, grad = case.operands(dtype, device)
+    x[0, 1, 0], x[-1, 0, -1], grad[0, 1, -1], grad[-1, 0, 0] = torch.inf, torch.nan, torch.nan, 3
+    if padded:
+        x, grad = apart(x), apart(grad)
+    assert_all_agree(case, (x, weight, bias, grad), activation="relu")
+    if not padded:
+        assert_all_agree(case, (x, weight, bias, grad), None)
+    steps = [step for plan in launch._plans.values() for step in plan.steps]
+    by_words = {step.kernel.fn.__name__ for step in steps if "words" in step.constants.values()}
+    if case.stride == 1:
+        assert {"_conv1d_tiled_kernel"} <= by_words
+        assert padded or "_grad_weight_tiled_kernel" in by_words
+    else:
+        assert padded or by_words == {"_conv1d_tiled_kernel"}
+
+
+def apart(x: torch.Tensor) -> torch.Tensor:
+    """x, whose rows begin with units of 16 bytes and have NaN behind them."""
+    unit = 16 // x.element_size()
+    *outer, length = x.shape
+    room = x.new_full((*outer, (length // unit + 1) * unit), torch.nan)
+    return room[:, :, :length].copy_(x)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["NCL", "NLC"])
@@ -189,6 +235,19 @@ def test_infinite_and_nan_samples_stay_in_their_rows_and_groups_in_tiles(
     grad[0, 1, 4], grad[1, 0, -1], grad[2, 12, 3] = torch.inf, -torch.inf, torch.nan
     operands = channels_last(x), weight, bias, channels_last(grad)
     assert_all_agree(case, operands, activation="relu")
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCL", "NLC"])
+@pytest.mark.parametrize("stride", [1, 9])
+def test_a_nan_gradient_reaches_weights_that_meet_padding_alone(stride, last, dtype, device):
+    case = Convolution(2, 16, 16, 8, 12, stride=stride, padding=(9, 9))
+    x, weight, bias, grad = case.operands(dtype, device)
+    x[0, 1, 0], grad[1, 0, 0], grad[0, 2, -1] = torch.inf, torch.nan, torch.inf
+    if last:
+        x, grad = channels_last(x), channels_last(grad)
+    found = kernels_of(lambda: conv1d_grad_weight(grad, x, 12, *case.settings, config=SMALL))
+    assert "_grad_weight_tiled_kernel" in found or not last
+    assert_all_agree(case, (x, weight, bias, grad))
 
 
 def test_channels_that_lie_beside_a_slice_are_not_read(dtype, device):
