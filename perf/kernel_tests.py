@@ -33,8 +33,9 @@ PATTERNS = (
     "tests/tlazy_kernels/test_properties.py",
     "tests/tlazy/test_kernels_train.py",
 )
-# One test may compile a dozen kernels.
+# One test may compile a dozen kernels. Before its first, a process imports torch.
 STUCK_SECONDS = 90.0
+START_SECONDS = 90.0
 MOST_STARTS = 10
 # Of pytest: all passed, some failed, there were none.
 FINISHED = (0, 1, 5)
@@ -96,12 +97,12 @@ class _File:
         """Whether no test of it is left; starts it again where its process ended too early."""
         code = self.process.poll()
         if code is None:
-            if time.time() < self._last_event() + STUCK_SECONDS:
+            if time.time() < self._stuck_at():
                 return False
             self.end()
         elif code in FINISHED:
             return True
-        if self._size() == self.known or self.starts == MOST_STARTS:
+        if not self._has_event() or self.starts == MOST_STARTS:
             return True
         self.start()
         return False
@@ -128,9 +129,14 @@ class _File:
     def _size(self) -> int:
         return self.outcomes.stat().st_size if self.outcomes.exists() else 0
 
-    def _last_event(self) -> float:
-        changed = self.outcomes.stat().st_mtime if self.outcomes.exists() else 0.0
-        return max(self.began, changed)
+    def _has_event(self) -> bool:
+        """Whether the process that runs, or the last one, came to a test."""
+        return self._size() > self.known
+
+    def _stuck_at(self) -> float:
+        if not self._has_event():
+            return self.began + START_SECONDS
+        return self.outcomes.stat().st_mtime + STUCK_SECONDS
 
 
 def command(test: str, outcomes: Path) -> list[str]:

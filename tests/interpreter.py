@@ -10,12 +10,14 @@ tensors so large that one could ask for that.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 
@@ -29,8 +31,11 @@ def _languages(fn: Any) -> frozenset[str]:
 def quicken() -> None:
     """Let the interpreter do once what it would do again and again."""
     _patch_once()
+    _find_builtins_once()
     _look_dtypes_up_once()
     _describe_blocks_once()
+    _shape_tensors_once()
+    _promote_dtypes_once()
     _check_overflow(False)
 
 
@@ -66,6 +71,20 @@ def _patch_once() -> None:
     interpreter._patch_lang = patch_lang
 
 
+def _find_builtins_once() -> None:
+    """What is replaced in a module or a class when a kernel starts is the same each time."""
+
+    @functools.cache
+    def builtins(place: Any) -> list[tuple[str, Any]]:
+        return [(k, v) for k, v in inspect.getmembers(place) if tl.core.is_builtin(v)]
+
+    def patch_builtin(place: Any, builder: Any, scope: Any) -> None:
+        for name, member in builtins(place):
+            interpreter._patch_attr(place, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch_builtin
+
+
 def _look_dtypes_up_once() -> None:
     """A block's dtype is that of its elements; pointers are looked up in no table."""
     find = interpreter._get_np_dtype
@@ -92,6 +111,35 @@ def _describe_blocks_once() -> None:
             vars(block).update(known[key])
 
     tl.block_type.__init__ = described
+
+
+def _shape_tensors_once() -> None:
+    """A tensor's shape and its number of elements follow from its type."""
+    make = tl.tensor.__init__
+    known: dict[str, tuple[Any, Any]] = {}
+
+    def made(tensor: Any, handle: Any, type: Any) -> None:
+        if type.name not in known:
+            make(tensor, handle, type)
+            known[type.name] = tensor.shape, tensor.numel
+        tensor.handle, tensor.type, tensor.dtype = handle, type, type.scalar
+        tensor.shape, tensor.numel = known[type.name]
+
+    tl.tensor.__init__ = made
+
+
+def _promote_dtypes_once() -> None:
+    """What two dtypes are computed in follows from them, and from which of them are scalars'."""
+    promote = TritonSemantic.computation_type_impl
+    known: dict[tuple[Any, ...], Any] = {}
+
+    def promoted(semantic: Any, a: Any, a_scalar: bool, b: Any, b_scalar: bool, div: bool) -> Any:
+        key = (a.name, a_scalar, b.name, b_scalar, div)
+        if key not in known:
+            known[key] = promote(semantic, a, a_scalar, b, b_scalar, div)
+        return known[key]
+
+    TritonSemantic.computation_type_impl = promoted
 
 
 def _check_overflow(checked: bool) -> None:

@@ -105,6 +105,12 @@ class _AtenTraffic(TorchDispatchMode):
         super().__init__()
         self.recording = recording
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch imports its compiler to keep away from a mode: two seconds, for what is compiled
+        nowhere."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if not func.is_view and "empty" not in func.__name__:

@@ -1,3 +1,4 @@
+import importlib.util
 from contextlib import contextmanager
 
 import pytest
@@ -40,6 +41,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs leave out their pictures, which take longer than a few epochs do."""
+    if importlib.util.find_spec("matplotlib"):
+        monkeypatch.setattr("tlazy.plot.draw", lambda *_: None)
 
 
 @pytest.fixture

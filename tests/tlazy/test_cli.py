@@ -45,8 +45,8 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(here, capsys):
-    """A finished run in the folder `run`."""
+def run(here, capsys, no_pictures):
+    """A finished run in the folder `run`, but for its pictures."""
     assert cli.main(["train", "--data", "../good.npz", *FAST, "--out", "run"]) == 0
     capsys.readouterr()
     return here / "run"
@@ -477,32 +477,32 @@ def weights(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_ended_by_a_signal_resumes_to_bitwise_the_same_weights(number, here, capsys):
-    options = ["--epochs", "150", "--device", "cpu"]
-    process = start_training(here, *options, "--out", "ended")
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    ended = here / "ended"
-    epochs = len(torch.load(ended / "checkpoint.pt", weights_only=True)["history"])
-    assert 1 <= epochs < 150
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert f"interrupted after epoch {epochs} of 150" in out
-        assert err == ""
-        assert len((ended / "metrics.jsonl").read_text().splitlines()) == epochs
-        if importlib.util.find_spec("matplotlib"):
-            for picture in ("curves.png", "confusion.png"):
-                assert (ended / picture).read_bytes().startswith(b"\x89PNG")
-        assert cli.main(["predict", "ended", "../good.npz"]) == 0
-
-    assert cli.main(["train", "--out", "ended", "--resume"]) == 0
+def test_a_run_ended_by_a_signal_resumes_to_bitwise_the_same_weights(here, no_pictures):
+    options = ["--epochs", "60", "--device", "cpu"]
     assert cli.main(["train", "--data", "../good.npz", *options, "--out", "whole"]) == 0
-    resumed, whole = weights(ended), weights(here / "whole")
-    assert resumed.keys() == whole.keys()
-    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
-    models = [(folder / "model.safetensors").read_bytes() for folder in (ended, here / "whole")]
-    assert models[0] == models[1]
+    whole, model = weights(here / "whole"), (here / "whole" / "model.safetensors").read_bytes()
+    for number in (signal.SIGINT, signal.SIGKILL):
+        ended = here / number.name
+        process = start_training(here, *options, "--out", ended.name)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        epochs = len(torch.load(ended / "checkpoint.pt", weights_only=True)["history"])
+        assert 1 <= epochs < 60
+        if number == signal.SIGINT:
+            assert process.returncode == 130
+            assert f"interrupted after epoch {epochs} of 60" in out
+            assert err == ""
+            assert len((ended / "metrics.jsonl").read_text().splitlines()) == epochs
+            if importlib.util.find_spec("matplotlib"):
+                for picture in ("curves.png", "confusion.png"):
+                    assert (ended / picture).read_bytes().startswith(b"\x89PNG")
+            assert cli.main(["predict", ended.name, "../good.npz"]) == 0
+
+        assert cli.main(["train", "--out", ended.name, "--resume"]) == 0
+        resumed = weights(ended)
+        assert resumed.keys() == whole.keys()
+        assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+        assert (ended / "model.safetensors").read_bytes() == model
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(run, here):

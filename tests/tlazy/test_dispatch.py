@@ -189,19 +189,19 @@ with tlazy.backend("triton"):
 
 
 def test_importing_tlazy_is_quick_and_brings_in_no_tool():
-    # Of a busy machine both imports are slower, but not always alike: the least share counts.
-    done = [
-        python(
+    def share():
+        done = python(
             "from time import process_time as now; start = now(); import sys, torch, triton\n"
             "before = now(); import tlazy; print((now() - before) / (before - start))\n"
             "idle = {'rich', 'typer', 'matplotlib', 'torch._dynamo', 'tlazy_kernels.launch'}\n"
             "loaded = idle & set(sys.modules)\n"
             "assert not loaded, loaded"
         )
-        for _ in range(3)
-    ]
-    assert [one.returncode for one in done] == [0, 0, 0], done[0].stderr
-    assert min(float(one.stdout) for one in done) < 0.08  # of 2 s: 0.16 s, and 0.1 s is seen
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+
+    # Of a busy machine both imports are slower, but not always alike: the least share counts.
+    assert any(share() < 0.08 for _ in range(3))  # of 2 s: 0.16 s, and 0.1 s is seen
 
 
 @needs_no_gpu

@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import tlazy
 from tests.tlazy.snapshot import refused
@@ -15,23 +15,28 @@ from tlazy import nn
 
 ROOT = Path(__file__).parents[2]
 
-# What runs in every process; its arguments: the weights to read, the file to write.
-WORKER = """
-import gc, sys
-import torch, tlazy
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from tests.tlazy.test_distributed import lazy
 
-weights, result = sys.argv[1:]
-torch.set_num_threads(1)
-dist.init_process_group("gloo")
-rank, size = dist.get_rank(), dist.get_world_size()
-torch.manual_seed(rank + 7)  # nothing may depend on it
+def lazy():
+    return nn.Sequential(
+        nn.LazyConv1d(5, 3, padding="same", activation="relu"),
+        torch.nn.LazyBatchNorm1d(),
+        torch.nn.Flatten(),
+        nn.LazyLinear(7, activation="tanh"),
+        torch.nn.LazyLinear(3),
+    )
 
-def built(way, checkpoint):
+
+def built(way, weights):
+    """The network, distributed in this way, and what to call in its place."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    size = dist.get_world_size()
     net = lazy()
     tlazy.trace(net, tlazy.Spec(8, 2, 9)).materialize(device="meta")
     mesh = init_device_mesh("cpu", (size,))
@@ -43,7 +48,7 @@ def built(way, checkpoint):
         parallelize_module(net, mesh, {"3": column, "4": RowwiseParallel()})
         assert net[3].weight.to_local().shape[0] < 7 or size == 1
     net.to_empty(device="cpu")
-    if checkpoint:
+    if weights:
         tlazy.load(net, weights)
     else:
         tlazy.initialize(net, seed=3)
@@ -51,11 +56,16 @@ def built(way, checkpoint):
         return net, torch.nn.parallel.DistributedDataParallel(net)
     return net, net
 
+
 def gathered(net):
-    full = lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t
+    def full(t):
+        return t.full_tensor() if hasattr(t, "full_tensor") else t
+
     return {name: full(t.detach()).clone() for name, t in net.state_dict().items()}
 
-def trained(net, model, way):
+
+def train(net, model, way):
+    rank, size = dist.get_rank(), dist.get_world_size()
     net[1].eval()  # statistics of a part of the batch would differ
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     data = torch.Generator().manual_seed(0)
@@ -69,29 +79,46 @@ def trained(net, model, way):
         torch.nn.functional.mse_loss(model(x[mine]), y[mine]).backward()
         optimizer.step()
 
-results = {}
-for way in ("sharded", "replicated", "tensor parallel"):
-    for checkpoint in (True, False):
-        net, model = built(way, checkpoint)
-        before = gathered(net)
-        trained(net, model, way)
-        results[way, checkpoint] = before, gathered(net)
-if rank == 0:
-    torch.save(results, result)
+
+def results(weights):
+    """All weights before and after training, by the way and whether they came from the file."""
+    torch.manual_seed(dist.get_rank() + 7)  # nothing may depend on it
+    found = {}
+    for way in ("sharded", "replicated", "tensor parallel"):
+        for path in (weights, None):
+            net, model = built(way, path)
+            before = gathered(net)
+            train(net, model, way)
+            found[way, path is not None] = before, gathered(net)
+    return found
+
+
+# What runs in every process; its arguments: the weights to read, the file to write.
+WORKER = """
+import gc, sys
+import torch
+import torch.distributed as dist
+from tests.tlazy.test_distributed import results
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+found = results(sys.argv[1])
+if dist.get_rank() == 0:
+    torch.save(found, sys.argv[2])
 # What still uses the process group goes before it does, in all processes: gloo's threads abort a
 # process that ends while they run.
-del net, model
 gc.collect()
 dist.barrier()
 dist.destroy_process_group()
 """
 
 
-def launched(folder, size):
-    script, result = folder / "worker.py", folder / f"{size}.pt"
-    script.write_text(textwrap.dedent(WORKER))
+def launched(folder, weights, size):
+    """The results in so many processes."""
+    script, result = folder / "worker.py", folder / "result.pt"
+    script.write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={size}", str(script), str(folder / "w.safetensors"), str(result)]
+    command += [f"--nproc-per-node={size}", str(script), str(weights), str(result)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command,
@@ -104,22 +131,13 @@ def launched(folder, size):
     return torch.load(result)
 
 
-def lazy():
-    return nn.Sequential(
-        nn.LazyConv1d(5, 3, padding="same", activation="relu"),
-        torch.nn.LazyBatchNorm1d(),
-        torch.nn.Flatten(),
-        nn.LazyLinear(7, activation="tanh"),
-        torch.nn.LazyLinear(3),
-    )
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+@pytest.mark.usefixtures("one_thread", "one_process")
 def test_row_24_weights_and_steps_do_not_depend_on_the_number_of_processes(tmp_path):
-    expected = lazy()
+    expected, weights = lazy(), tmp_path / "w.safetensors"
     tlazy.materialize(expected, tlazy.Spec(8, 2, 9), seed=3)
-    tlazy.save(expected, tmp_path / "w.safetensors")
-    one, two = launched(tmp_path, 1), launched(tmp_path, 2)
+    tlazy.save(expected, weights)
+    one, two = results(weights), launched(tmp_path, weights, 2)
     for way, (before, after) in one.items():
         for name, value in expected.state_dict().items():
             assert torch.equal(before[name], value), (way, name)

@@ -6,7 +6,7 @@ import torch
 import tlazy
 from tlazy.models import fcn
 
-STEPS = 20
+STEPS = 10
 
 
 def losses(backend: str, device: str) -> list[float]:
@@ -14,7 +14,8 @@ def losses(backend: str, device: str) -> list[float]:
 
     By plain gradient descent: Adam divides a gradient by its own size, and so makes whole steps of
     the rounding in those that are zero, a bias before a batch norm. Its losses in float32 and in
-    float64 lie 2e-3 apart after 20 steps; these lie 2e-7 apart.
+    float64 lie 2e-3 apart after 20 steps; these lie 2e-7 apart, and 6e-6 where the gradients of one
+    convolution are wrong by 1e-4.
     """
     torch.manual_seed(0)
     x, labels = torch.randn(STEPS, 4, 1, 16), torch.randint(2, (STEPS, 4))
@@ -32,5 +33,5 @@ def losses(backend: str, device: str) -> list[float]:
     return seen
 
 
-def test_twenty_steps_by_the_kernels_follow_atens_losses(device, exact_fp32):
-    assert losses("triton", device) == pytest.approx(losses("aten", device), abs=1e-5)
+def test_ten_steps_by_the_kernels_follow_atens_losses(device, exact_fp32):
+    assert losses("triton", device) == pytest.approx(losses("aten", device), abs=3e-6)

@@ -179,8 +179,13 @@ def test_row_04_eight_threads_may_make_the_first_call(lib):
     torch.set_num_threads(1)
     sys.setswitchinterval(1e-6)
     x = torch.randn(3, 16)
-    for run in range(50):
-        net = nn.Sequential(nn.LazyLinear(512), nn.LazyLinear(8)) if run % 2 else nn.LazyLinear(512)
+    lazy = lambda: (nn.LazyLinear(512), nn.LazyLinear(8))
+    alone = lambda: nn.LazyLinear(512)
+    pair = lambda: nn.Sequential(*lazy())
+    foreign = lambda: torch.nn.Sequential(*lazy())
+    normed = lambda: nn.Sequential(*lazy(), torch.nn.LazyBatchNorm1d().eval())
+    for run, tree in enumerate([alone, pair] * 25 + [foreign, normed] * 4):
+        net = tree()
         start, outputs = threading.Barrier(8), [None] * 8
         def call(i):
             start.wait()

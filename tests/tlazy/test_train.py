@@ -106,7 +106,7 @@ def test_every_dtype_trains_on_the_cpu(dtype):
     assert {p.dtype for p in run.net.parameters()} == {wanted}
 
 
-def test_a_run_depends_on_its_seed_alone(waves_file, tmp_path):
+def test_a_run_depends_on_its_seed_alone(waves_file, tmp_path, no_pictures):
     options = Options(data=waves_file, model="mlp", epochs=3)
     for name in ("first", "again"):
         training.train(options, tmp_path / name, PlainDisplay())
@@ -130,7 +130,7 @@ def test_training_leaves_the_global_random_state_and_switches_alone(waves_file, 
 @pytest.mark.parametrize("model", ["fcn", "mlp"])
 @pytest.mark.parametrize("batches", [0, 1, 5])
 def test_an_interrupt_between_any_two_steps_resumes_to_the_same_weights(
-    model, batches, waves_file, tmp_path, monkeypatch
+    model, batches, waves_file, tmp_path, monkeypatch, no_pictures
 ):
     options = Options(data=waves_file, model=model, epochs=4, batch_size=8)
     training.train(options, tmp_path / "whole", PlainDisplay())
@@ -169,7 +169,7 @@ class _just:
         return None
 
 
-def test_the_saved_model_is_the_checkpoints_and_predicts_alike(waves_file, tmp_path):
+def test_the_saved_model_is_the_checkpoints_and_predicts_alike(waves_file, tmp_path, no_pictures):
     result = training.train(Options(data=waves_file, epochs=6), tmp_path / "run", PlainDisplay())
     net = result.run.load_model(torch.device("cpu"))
     assert_same_weights(dict(net.state_dict()), weights(tmp_path / "run"))
