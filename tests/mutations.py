@@ -232,6 +232,18 @@ MUTANTS = [
         "ttsem",
     ),
     Mutant(
+        "words of a row counted in 32 bits",
+        "conv1d_tiles",
+        "rows // (UNIT // 2)",
+        "rows * 2 // UNIT",
+    ),
+    Mutant(
+        "words of the first group",
+        "conv1d_tiles",
+        "n * stride_n + group * stride_g",
+        "n * stride_n",
+    ),
+    Mutant(
         "words behind the last output",
         "conv1d_grad_weight",
         "(row + source + tl.arange(0, BLOCK_L) < rows)[:, None]",
@@ -245,9 +257,10 @@ MUTANTS = [
     ),
     Mutant(
         "gradient of broken units",
-        "conv1d_tiled",
-        "(WORD_BYTES if shifted else UNIT_BYTES)",
-        "WORD_BYTES",
+        "conv1d_grad_weight",
+        'tiled_grad.form == "channels_first" and out_length % unit == 0',
+        'tiled_grad.form == "channels_first"',
+        "ttsem",
     ),
     Mutant(
         "padding forgotten in the input gradient",

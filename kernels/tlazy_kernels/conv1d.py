@@ -9,9 +9,9 @@ channel per group (depthwise) has no contraction over channels and goes to depth
 Padding of the series' own samples adds convolutions of its borders (borders.py).
 
 Samples that do not exist (padding; in the input gradient also what the stride skips) may take part
-in the product as zeros. An infinite or NaN weight may therefore give NaN where its tap meets one,
-as in an explicitly padded convolution; depthwise convolutions, and some of ATen's, leave them out.
-Telling them apart would take an accumulator, and a choice, for each tap.
+in the product as zeros. An infinite or NaN weight or gradient may therefore give NaN where its tap
+meets one, as in an explicitly padded convolution; depthwise convolutions, and some of ATen's, leave
+them out. Telling them apart would take an accumulator, and a choice, for each tap.
 """
 
 from __future__ import annotations

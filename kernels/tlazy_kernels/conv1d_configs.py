@@ -43,7 +43,7 @@ def conv1d_config(
         itemsize: bytes of an element.
         precision: of the dot, as ``environment.dot_precision``.
         channels_last: whether a tile may take rows of several series.
-        words: whether tiles are put together from words, as ``layouts.Tiled``.
+        words: whether tiles of samples are put together from words (``layouts.Tiled.form``).
         together: small groups in each group, which a second accumulator keeps apart.
     """
 
@@ -60,7 +60,7 @@ def conv1d_config(
     if target.blackwell and itemsize == 4:  # in 4, sums and the parts of operands spill
         tiles = [replace(tile, num_warps=8) for tile in tiles]
     if together > 1:
-        # Where threads copy tiles, they keep addresses as well: 256 share them.
+        # Where threads copy tiles, they keep addresses as well: 256 threads share them.
         least = min(tile.rows for tile in tiles)
         warps = least // 16 if target.copies_tiles else 256 // target.gpu.warp_size
         tiles = [replace(tile, num_warps=warps) for tile in tiles if tile.rows == least]

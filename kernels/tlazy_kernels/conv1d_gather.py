@@ -164,7 +164,8 @@ def gather_step(
         stride_out, stride_in = stride_in, stride_out
     if config is None:
         config = dot_config(rows, group_out, group_in, x.element_size())
-        # Split into three parts, operands pass registers, which addresses leave too few of.
+        # Operands that are split into three parts pass registers. Beside them too few are left: on
+        # Blackwell for copies ahead, where threads copy for the addresses of a whole tile.
         if precision == "tf32x3" and target.blackwell:
             config = replace(config, num_stages=1)
         elif precision == "tf32x3" and not target.copies_tiles:

@@ -100,7 +100,8 @@ def _grad_weight_tiled_kernel(
     row_blocks = tl.cdiv(out_length, BLOCK_L)
     first = part * steps_per_part
     last = tl.minimum(first + steps_per_part, row_blocks * tl.cdiv(batch, BLOCK_N))
-    read_c = tl.where(rows > 0, c, in_blocks * BLOCK_C)  # none where the tap reads padding alone
+    # No channel where the tap reads padding alone: a descriptor has one row at least.
+    read_c = tl.where(rows > 0, c, in_blocks * BLOCK_C)
     acc = tl.zeros((BLOCK_F, BLOCK_C), dtype=tl.float32)
     for step in range(first, last):
         n = step // row_blocks * BLOCK_N
@@ -320,7 +321,8 @@ def _tiled_step(
     stride, (padding, _), dilation, groups = geometry
     group_out = out_channels // groups
     tiled_grad, tiled_x = forms
-    whole = not (tiled_grad.channels_last or target.copies_tiles)
+    unit = UNIT_BYTES // grad.element_size()
+    whole = tiled_grad.form == "channels_first" and out_length % unit == 0
     several = tiled_grad.channels_last and tiled_x.channels_last
     block_n = series_in_tile(config.depth, out_length) if several else 1
     block_l = config.depth // block_n
@@ -353,7 +355,7 @@ def _tiled_step(
             "STRIDE": stride,
             "GRAD_FORM": tiled_grad.form,
             "X_FORM": tiled_x.form,
-            "L_UNIT": UNIT_BYTES // grad.element_size() if whole else 1,
+            "L_UNIT": unit if whole else 1,
             "PRECISION": precision,
             "SUBTILES": subtiles(config, target),
             "BLOCK_N": block_n,

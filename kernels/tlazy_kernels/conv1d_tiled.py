@@ -185,8 +185,9 @@ def readable_tiles(
 ) -> Tiled | None:
     """How tiles of x, with rows `step` samples apart, can be read in place, or None.
 
-    Where samples are neighbours, a tile has all of them. `shifted` by a tap, it starts at any one,
-    where TMA alone reads by more than that one at a time; all other devices read whole words.
+    Samples that are neighbours are read all. Tiles that a tap has `shifted` start at any of them:
+    TMA reads those as they are, threads by words, of which rows must then be whole. Others start
+    with a unit, and threads read units.
     """
     tiled = layouts.tiled(x, groups)
     if tiled is None or tiled.channels_last:
@@ -195,7 +196,8 @@ def readable_tiles(
         return None
     if target.copies_tiles and layouts.ANY_START:
         return tiled
-    if x.shape[2] % ((WORD_BYTES if shifted else UNIT_BYTES) // x.element_size()):
+    piece = WORD_BYTES if shifted else UNIT_BYTES
+    if x.shape[2] % (piece // x.element_size()):
         return None
     return tiled._replace(form="words") if shifted else tiled
 

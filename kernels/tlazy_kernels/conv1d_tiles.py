@@ -24,10 +24,11 @@ def rows_of(
     BLOCK_L: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Descriptor of a tensor whose rows lie STEP samples apart; all else reads as zeros.
+    """What load_rows reads: rows that lie STEP samples apart; all else is zeros.
 
-    Strides are in units of 16 bytes, which lets the compiler know that addresses are aligned. FORM
-    is that of ``layouts.Tiled``; of words, the tuple that :func:`_from_words` takes.
+    A descriptor, or of words, which are none of its elements, the tuple that :func:`_from_words`
+    takes. FORM is that of ``layouts.Tiled``. Strides are in units of 16 bytes, which lets the
+    compiler know that addresses are aligned.
     """
     UNIT: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
     LAST: tl.constexpr = FORM == "channels_last"
@@ -43,8 +44,8 @@ def rows_of(
             [stride_n * UNIT, STEP * stride_t * UNIT, stride_t * UNIT, stride_g * UNIT, 1],
             [BLOCK_N, BLOCK_L, 1, 1, BLOCK_C],
         )
-    elif FORM == "words":
-        tensor = ptr, channels, rows * 2 // UNIT, stride_n * 2, stride_g * 2, stride_t * 2
+    elif FORM == "words":  # two of them are a unit
+        tensor = ptr, channels, rows // (UNIT // 2), stride_n * 2, stride_g * 2, stride_t * 2
     else:
         tensor = tl.make_tensor_descriptor(
             ptr,
@@ -68,7 +69,7 @@ def load_rows(
     BLOCK_L: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A tile of shape (BLOCK_N * BLOCK_L, BLOCK_C) of such a descriptor."""
+    """A tile of shape (BLOCK_N * BLOCK_L, BLOCK_C) of what rows_of made."""
     if FORM == "channels_last":
         tile = tensor.load([n, row, residue, group, c]).reshape(BLOCK_N * BLOCK_L, BLOCK_C)
     elif FORM == "words":

@@ -17,7 +17,7 @@ from tlazy_kernels.environment import INTERPRETED
 # Tensor descriptors take addresses and strides of whole units, and sizes below 2**31.
 UNIT_BYTES = 16
 
-# Rows whose tiles start at any sample may be read in words of so many.
+# Of the words that tiles are put together from: half a unit, as conv1d_tiles.py takes them.
 WORD_BYTES = 8
 
 # A tile may start at any element of a row that begins with a unit; Triton's interpreter denies it.
@@ -25,11 +25,12 @@ ANY_START = not INTERPRETED
 
 
 class Tiled(NamedTuple):
-    """A tensor that descriptors can read.
+    """A tensor whose tiles can be read in place.
 
     Attributes:
-        form: whether channels are neighbours in memory, or samples; and of these, whether tiles
-            that start at any one are put together from words, as ``conv1d_tiles._from_words``.
+        form: what lies side by side, and is read as one: ``"channels_last"``: channels, by a
+            descriptor; ``"channels_first"``: samples, by a descriptor; ``"words"``: samples, from
+            any one on by the words of 8 bytes that hold them.
         stride_n: units from a series to the next.
         stride_g: from a group's first channel to the next group's.
         stride_t: from a sample (channels last) or a channel to the next.

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from tests.tlazy_kernels.agreement import DTYPES, SMALL, assert_agrees, bits, random, spread
 from tests.tlazy_kernels.convolutions import (
@@ -16,6 +18,7 @@ from tlazy_kernels import copies, launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.conv1d_tiled import subtiles
+from tlazy_kernels.conv1d_tiles import load_rows, rows_of
 from tlazy_kernels.targets import STAND_IN, TARGETS
 
 ACTIVATIONS = (None, *reference.ACTIVATIONS)
@@ -88,7 +91,8 @@ WORD_CASES = [
     Convolution(2, 16, 24, 32, 3, padding=(1, 1)),
     Convolution(2, 5, 3, 40, 4, padding=(7, 2), dilation=3),
     Convolution(1, 3, 2, 8, 12, padding=(9, 2)),  # filter longer than the input
-    Convolution(3, 18, 20, 24, 2, padding=(0, 1), groups=2),
+    Convolution(3, 40, 36, 24, 2, padding=(0, 1), groups=2),
+    Convolution(2, 18, 20, 24, 2, padding=(0, 1), groups=2),  # which share tiles
     Convolution(2, 4, 6, 16, 5, stride=3, padding=(33, 5), dilation=2),  # on the way back
     Convolution(1, 33, 17, 136, 1),  # several tiles
 ]
@@ -101,8 +105,9 @@ def test_rows_of_samples_are_read_by_words_where_there_is_no_tma(
 ):
     monkeypatch.setattr(launch, "target_of", lambda device: TARGETS["sm_80"])
     monkeypatch.setattr(launch, "_plans", {})
-    if padded:  # rows that end within a unit
-        case = replace(case, length=case.length - 8 // dtype.itemsize)
+    if padded:  # rows of x end within a unit, those of the output do not
+        (left, right), word = case.padding, 8 // dtype.itemsize
+        case = replace(case, length=case.length - word, padding=(left, right + word))
     x, weight, bias, grad = case.operands(dtype, device)
     x[0, 1, 0], x[-1, 0, -1], grad[0, 1, -1], grad[-1, 0, 0] = torch.inf, torch.nan, torch.nan, 3
     if padded:
@@ -112,11 +117,32 @@ def test_rows_of_samples_are_read_by_words_where_there_is_no_tma(
         assert_all_agree(case, (x, weight, bias, grad), None)
     steps = [step for plan in launch._plans.values() for step in plan.steps]
     by_words = {step.kernel.fn.__name__ for step in steps if "words" in step.constants.values()}
-    if case.stride == 1:
-        assert {"_conv1d_tiled_kernel"} <= by_words
-        assert padded or "_grad_weight_tiled_kernel" in by_words
-    else:
-        assert padded or by_words == {"_conv1d_tiled_kernel"}
+    both = {"_conv1d_tiled_kernel", "_grad_weight_tiled_kernel"}
+    assert by_words == (both if case.stride == 1 else {"_conv1d_tiled_kernel"})
+
+
+def test_rows_of_samples_may_end_within_a_unit(dtype, device):
+    case = Convolution(2, 16, 16, 22, 3, padding=(1, 0))
+    x, weight, bias, grad = case.operands(dtype, device)
+    assert_all_agree(case, (apart(x), weight, bias, apart(grad)))
+
+
+@triton.jit
+def _tile_of_words_kernel(x_ptr, out_ptr, length, row):
+    rows = rows_of(x_ptr, 1, length, 1, 1, 0, 0, 0, 1, "words", 1, 16, 16)
+    tile = load_rows(rows, 0, row, 0, 0, 0, "words", 1, 16, 16)
+    places = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    tl.store(out_ptr + places, tile)
+
+
+def test_words_are_found_in_rows_of_two_billion_samples(dtype, device, vast):
+    apart = vast(random(3, 32, dtype=dtype, device=device))
+    row = apart.as_strided((2**31 - 16,), (1,))
+    tile = torch.empty(16, 16, dtype=dtype, device=device)
+    for skipped in range(5):
+        _tile_of_words_kernel[(1,)](row, tile, len(row), 2**30 + skipped)
+        assert torch.equal(tile[:, 0], apart[1, skipped : skipped + 16])
+        assert not tile[:, 1:].any()
 
 
 def apart(x: torch.Tensor) -> torch.Tensor:
@@ -237,16 +263,15 @@ def test_infinite_and_nan_samples_stay_in_their_rows_and_groups_in_tiles(
     assert_all_agree(case, operands, activation="relu")
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["NCL", "NLC"])
-@pytest.mark.parametrize("stride", [1, 9])
-def test_a_nan_gradient_reaches_weights_that_meet_padding_alone(stride, last, dtype, device):
-    case = Convolution(2, 16, 16, 8, 12, stride=stride, padding=(9, 9))
+@pytest.mark.parametrize(("stride", "right", "last"), [(1, 3, False), (1, 3, True), (9, 12, True)])
+def test_a_nan_gradient_reaches_weights_that_meet_padding_alone(stride, right, last, dtype, device):
+    case = Convolution(2, 16, 16, 8, 20, stride=stride, padding=(16, right))
     x, weight, bias, grad = case.operands(dtype, device)
     x[0, 1, 0], grad[1, 0, 0], grad[0, 2, -1] = torch.inf, torch.nan, torch.inf
     if last:
         x, grad = channels_last(x), channels_last(grad)
-    found = kernels_of(lambda: conv1d_grad_weight(grad, x, 12, *case.settings, config=SMALL))
-    assert "_grad_weight_tiled_kernel" in found or not last
+    found = kernels_of(lambda: conv1d_grad_weight(grad, x, 20, *case.settings, config=SMALL))
+    assert "_grad_weight_tiled_kernel" in found
     assert_all_agree(case, (x, weight, bias, grad))
 
 
