@@ -258,9 +258,8 @@ MUTANTS = [
     Mutant(
         "gradient of broken units",
         "conv1d_grad_weight",
-        'tiled_grad.form == "channels_first" and out_length % unit == 0',
-        'tiled_grad.form == "channels_first"',
-        "ttsem",
+        'of_grad["L_UNIT"]',
+        "8",
     ),
     Mutant(
         "padding forgotten in the input gradient",

@@ -29,7 +29,7 @@ def conv1d_config(
     itemsize: int,
     precision: str,
     channels_last: bool,
-    words: bool = False,
+    words: bool,
     together: int = 1,
 ) -> TileConfig:
     """The tile with the least modelled time for a convolution.
@@ -76,7 +76,7 @@ def grad_weight_config(
     copies: int,
     itemsize: int,
     precision: str,
-    words: bool = False,
+    words: bool,
 ) -> TileConfig:
     """The tile with the least modelled time for a weight gradient, a sum over `rows` in parts.
 

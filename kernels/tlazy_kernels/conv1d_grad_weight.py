@@ -22,7 +22,7 @@ from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.first_layer import first_layer_grad_weight
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
-from tlazy_kernels.layouts import UNIT_BYTES, Tiled
+from tlazy_kernels.layouts import Tiled
 from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.targets import Target
@@ -321,8 +321,7 @@ def _tiled_step(
     stride, (padding, _), dilation, groups = geometry
     group_out = out_channels // groups
     tiled_grad, tiled_x = forms
-    unit = UNIT_BYTES // grad.element_size()
-    whole = tiled_grad.form == "channels_first" and out_length % unit == 0
+    of_grad = units(group_out, out_length, grad.element_size(), strides_of(grad))
     several = tiled_grad.channels_last and tiled_x.channels_last
     block_n = series_in_tile(config.depth, out_length) if several else 1
     block_l = config.depth // block_n
@@ -355,7 +354,7 @@ def _tiled_step(
             "STRIDE": stride,
             "GRAD_FORM": tiled_grad.form,
             "X_FORM": tiled_x.form,
-            "L_UNIT": unit if whole else 1,
+            "L_UNIT": of_grad["L_UNIT"],
             "PRECISION": precision,
             "SUBTILES": subtiles(config, target),
             "BLOCK_N": block_n,

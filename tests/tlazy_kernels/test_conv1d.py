@@ -136,12 +136,12 @@ def _tile_of_words_kernel(x_ptr, out_ptr, length, row):
 
 
 def test_words_are_found_in_rows_of_two_billion_samples(dtype, device, vast):
-    apart = vast(random(3, 32, dtype=dtype, device=device))
-    row = apart.as_strided((2**31 - 16,), (1,))
+    pieces = vast(random(3, 32, dtype=dtype, device=device))
+    row = pieces.as_strided((2**31 - 16,), (1,))
     tile = torch.empty(16, 16, dtype=dtype, device=device)
     for skipped in range(5):
         _tile_of_words_kernel[(1,)](row, tile, len(row), 2**30 + skipped)
-        assert torch.equal(tile[:, 0], apart[1, skipped : skipped + 16])
+        assert torch.equal(tile[:, 0], pieces[1, skipped : skipped + 16])
         assert not tile[:, 1:].any()
 
 
