@@ -72,78 +72,81 @@ def conv_transpose1d(
 
 
 def _call(
-    function: type, operator: Any, needs_grad: bool, *arguments: Any
+    function: Any,
+    operator: Any,
+    needs_grad: bool,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The operator, differentiable. Where nothing needs a gradient, autograd is left out: its
     bookkeeping costs more than the rest of the way to a kernel."""
     if torch.compiler.is_compiling():
-        return operator(*arguments)
-    if needs_grad:
-        return _apply(function, *arguments[:3])(*arguments)
-    return _without_autograd(operator, *arguments)
-
-
-def _apply(function: Any, *tensors: Tensor | None) -> Callable:
-    """``function.apply``; without its half in Python, a third of what it costs, where there is
-    nothing for that to do: it serves a ``setup_context``, and unwraps what functorch's transforms
-    left behind, which has no storage."""
-    for x in tensors:
-        if x is not None and not torch._C._has_storage(x):
-            return function.apply
-    return super(torch.autograd.Function, function).apply
-
-
-def _without_autograd(
-    operator: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
-) -> tuple[Tensor, Tensor | None]:
-    """The results of a forward operator."""
-    run = shortcut(operator, x, weight, bias)
-    if run is not operator:
-        return run(x, weight, bias, *settings)
-    with torch._C._AutoDispatchBelowAutograd():
         return operator(x, weight, bias, *settings)
+    run = shortcut(operator, x, weight, bias)
+    plain = run is not operator
+    if not plain:
+        run = _below_autograd(operator)
+    if not needs_grad:
+        return run(x, weight, bias, *settings)
+    # Without its half in Python, a third of what it costs, which plain tensors do not need: it
+    # serves a setup_context and unwraps what functorch's transforms left behind.
+    apply = super(torch.autograd.Function, function).apply if plain else function.apply
+    return apply(x, weight, bias, *settings, run)
+
+
+def _below_autograd(operator: Any) -> Callable:
+    def run(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    return run
 
 
 class LinearFunction(torch.autograd.Function):
-    """``tlazy::linear_forward``, arguments and results, for eager calls."""
+    """``tlazy::linear_forward`` for eager calls: its arguments and what runs it, its results."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None]:
-        output = _without_autograd(_ops.linear_forward.default, *inputs)
-        _linear_setup(ctx, inputs, output)
+        *arguments, run = inputs
+        output = run(*arguments)
+        _linear_setup(ctx, arguments, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _linear_backward(ctx, *grads)
+        return *_linear_backward(ctx, *grads), None
 
 
 class Conv1dFunction(torch.autograd.Function):
-    """``tlazy::conv1d_forward``, arguments and results, for eager calls."""
+    """``tlazy::conv1d_forward``, likewise."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None]:
-        output = _without_autograd(_ops.conv1d_forward.default, *inputs)
-        _conv1d_setup(ctx, inputs, output)
+        *arguments, run = inputs
+        output = run(*arguments)
+        _conv1d_setup(ctx, arguments, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _conv1d_backward(ctx, *grads)
+        return *_conv1d_backward(ctx, *grads), None
 
 
 class ConvTranspose1dFunction(torch.autograd.Function):
-    """``tlazy::conv_transpose1d_forward``, arguments and results, for eager calls."""
+    """``tlazy::conv_transpose1d_forward``, likewise."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None]:
-        output = _without_autograd(_ops.conv_transpose1d_forward.default, *inputs)
-        _conv_transpose1d_setup(ctx, inputs, output)
+        *arguments, run = inputs
+        output = run(*arguments)
+        _conv_transpose1d_setup(ctx, arguments, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _conv_transpose1d_backward(ctx, *grads)
+        return *_conv_transpose1d_backward(ctx, *grads), None
 
 
 def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -152,7 +155,7 @@ def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _linear_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
+def _linear_setup(ctx: Any, inputs: Sequence, output: tuple[Tensor, Tensor | None]) -> None:
     x, weight, bias, activation, save = inputs
     _forward_setup(ctx, x, weight, bias, activation, save, output)
 
@@ -168,7 +171,7 @@ def _linear_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
     return grad_x, grad_weight, grad_bias, None, None
 
 
-def _conv1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
+def _conv1d_setup(ctx: Any, inputs: Sequence, output: tuple[Tensor, Tensor | None]) -> None:
     x, weight, bias, *ctx.settings, activation, save, _ = inputs
     ctx.input_length, ctx.kernel_size = x.shape[2], weight.shape[2]
     ctx.channels_last = layouts.is_channels_last(x)
@@ -199,7 +202,9 @@ def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
     return grad_x, grad_weight, grad_bias, *(None,) * 8
 
 
-def _conv_transpose1d_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
+def _conv_transpose1d_setup(
+    ctx: Any, inputs: Sequence, output: tuple[Tensor, Tensor | None]
+) -> None:
     x, weight, bias, stride, padding, output_padding, dilation, groups, activation, save = inputs
     ctx.samples, zeros = checks.adjoint_conv1d(output[0].shape[2], padding, output_padding)
     ctx.settings, ctx.kernel_size = (stride, zeros, dilation, groups, "zeros"), weight.shape[2]

@@ -22,7 +22,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import _C, Tensor
+from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _has_storage,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
 from torch.autograd import _profiler_enabled
 from torch.utils.flop_counter import register_flop_formula
 
@@ -34,7 +40,7 @@ _CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
 
 # What runs an operator on CUDA and on the CPU, by the operator.
 _implementations: dict[Any, tuple[Callable, Callable]] = {}
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _launcher(module: str, name: str) -> Callable:
@@ -47,10 +53,10 @@ def _launcher(module: str, name: str) -> Callable:
         return getattr(reference, name)
     found: list[Callable] = []
 
-    def launch(*args: Any, **options: Any) -> Any:
+    def launch(*args: Any) -> Any:
         if not found:
             found.append(getattr(_imported(f"tlazy_kernels.{module}"), name))
-        return found[0](*args, **options)
+        return found[0](*args)
 
     return launch
 
@@ -95,14 +101,14 @@ def shortcut(operator: Any, *tensors: Tensor | None) -> Callable:
         a tensor of shape (0,).
     """
     if (
-        _C._len_torch_dispatch_stack()
-        or _C._len_torch_function_stack()
-        or _C._are_functorch_transforms_active()
+        _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _are_functorch_transforms_active()
         or _profiler_enabled()
     ):
         return operator
     for x in tensors:  # what torch.autograd.grad(is_grads_batched=True) batches has no storage
-        if x is not None and not (type(x) in _PLAIN and _C._has_storage(x)):
+        if x is not None and not (type(x) in _PLAIN and _has_storage(x)):
             return operator
     first: Any = tensors[0]
     on_cuda, on_cpu = _implementations[operator]

@@ -158,18 +158,18 @@ def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) 
             for x in inputs
         ],
     )
-    device = inputs[0].device  # type: ignore[union-attr]
+    x: Any = inputs[0]
     try:
         plan = _plans.get(key)
     except TypeError:  # a setting that cannot be hashed: the planner's checks say what is wrong
-        planner(target_of(device), *inputs, *settings)
+        planner(target_of(x.device), *inputs, *settings)
         raise
     if plan is None:
-        plan = _remember(key, planner(target_of(device), *inputs, *settings), inputs[0])
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            return _execute(plan, inputs, device)
-    return _execute(plan, inputs, device)
+        plan = _remember(key, planner(target_of(x.device), *inputs, *settings), x)
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        with torch.cuda.device_of(x):
+            return _execute(plan, inputs, x)
+    return _execute(plan, inputs, x)
 
 
 def forget_plans() -> None:
@@ -177,8 +177,7 @@ def forget_plans() -> None:
     _plans.clear()
 
 
-def _remember(key: tuple, plan: Plan, x: Tensor | None) -> Plan:
-    assert x is not None
+def _remember(key: tuple, plan: Plan, x: Tensor) -> Plan:
     check_device(x)
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
@@ -187,17 +186,16 @@ def _remember(key: tuple, plan: Plan, x: Tensor | None) -> Plan:
     return plan
 
 
-def _execute(
-    plan: Plan, inputs: tuple[Tensor | None, ...], device: torch.device
-) -> list[Tensor | None]:
-    empty = allocator(device)
+def _execute(plan: Plan, inputs: tuple[Tensor | None, ...], x: Tensor) -> list[Tensor | None]:
+    """Run the plan on the current device and stream, which are those of `x`."""
+    empty = allocator(x)
     buffers = [
         None if b is None else empty(b.shape, b.strides, b.dtype)  # type: ignore[arg-type]
         for b in plan.buffers
     ]
     if plan.steps:
         tensors, profiled = (*inputs, *buffers), _profiled()
-        stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+        stream = torch._C._cuda_getCurrentRawStream(x.get_device()) if x.is_cuda else 0
         # Of a tensor Triton would ask the driver whether a kernel can read it.
         addresses = [None if x is None else x.data_ptr() for x in tensors]
         for step in plan.steps:
