@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,26 @@ from perf.outcomes import STARTED, read
 ROOT = Path(__file__).parent.parent
 # In order of importance; a file counts where it first appears.
 PATTERNS = (
+    "tests/tlazy_kernels/test_gpu.py",
     "tests/tlazy_kernels/test_linear.py",
     "tests/tlazy_kernels/test_conv1d*.py",
     "tests/tlazy_kernels/test_depthwise*.py",
-    "tests/tlazy_kernels/test_conv_transpose1d*.py",
+    "tests/tlazy_kernels/test_first_layer.py",
+    "tests/tlazy_kernels/test_conv_transpose1d.py",
+    "tests/tlazy_kernels/test_launch.py",
+    "tests/tlazy_kernels/test_units.py",
+    "tests/tlazy_kernels/test_borders.py",
+    "tests/tlazy_kernels/test_precision.py",
+    "tests/tlazy_kernels/test_activations.py",
+    "tests/tlazy_kernels/test_memory.py",
     "tests/tlazy/test_autograd.py",
     "tests/tlazy/test_ops.py",
+    "tests/tlazy/test_gradient_layouts.py",
+    "tests/tlazy/test_padding_modes.py",
     "tests/tlazy/nn/test_*.py",
-    "tests/tlazy_kernels/test_activations.py",
+    "tests/tlazy/test_dispatch.py",
+    "tests/tlazy/test_models.py",
+    "tests/tlazy_kernels/test_checks.py",
     "tests/tlazy_kernels/test_properties.py",
     "tests/tlazy/test_kernels_train.py",
 )
@@ -37,8 +49,15 @@ PATTERNS = (
 STUCK_SECONDS = 90.0
 START_SECONDS = 90.0
 MOST_STARTS = 10
+# How often what has become of the tests so far is told.
+NOTE_SECONDS = 5.0
 # Of pytest: all passed, some failed, there were none.
 FINISHED = (0, 1, 5)
+OUTCOMES = ("passed", "failed", "skipped")
+# Failed tests of a file that are told one by one.
+MOST_TOLD = 40
+
+Summary = dict[str, Any]
 
 
 def files() -> list[str]:
@@ -47,14 +66,36 @@ def files() -> list[str]:
     return list(dict.fromkeys(str(path.relative_to(ROOT)) for path in found))
 
 
-def run(tests: Sequence[str], deadline: float) -> dict[str, Any]:
-    """Run the files until `deadline`, on the monotonic clock; what a record says of it."""
+def run(
+    tests: Sequence[str],
+    deadline: float,
+    note: Callable[[Summary], object] = lambda summary: None,
+    before: Mapping[str, Any] | None = None,
+) -> Summary:
+    """Run the files until `deadline`, on the monotonic clock.
+
+    Args:
+        tests: files, in order of importance.
+        note: told what a record says of the run: every few seconds, and at its end, whatever ends
+            it.
+        before: what was said of a run that this one goes on with: files that it finished count as
+            they did then.
+    """
     begin = time.monotonic()
-    # Compiling takes most of the time, on the host; a device has room for several processes.
-    at_once = max(1, min(4, (os.cpu_count() or 1) // 4))
+    # Compiling takes most of the time, on the host: a third of it is left for who else compiles.
+    at_once = max(1, 2 * (os.cpu_count() or 1) // 3)
+    before = before or {"finished": {}, "failed": {}, "seconds": 0.0}
+
+    def summary() -> Summary:
+        return _summary(tests, every, before, time.monotonic() - begin)
+
     with tempfile.TemporaryDirectory() as folder:
-        waiting = [_File(test, Path(folder) / f"{i}.jsonl") for i, test in enumerate(tests)]
-        all_of_them, running = list(waiting), list[_File]()
+        waiting = [
+            _File(test, Path(folder) / f"{i}.jsonl")
+            for i, test in enumerate(tests)
+            if test not in before["finished"]
+        ]
+        every, running, noted = list(waiting), list[_File](), begin
         try:
             while (waiting or running) and time.monotonic() < deadline:
                 while waiting and len(running) < at_once:
@@ -62,12 +103,15 @@ def run(tests: Sequence[str], deadline: float) -> dict[str, Any]:
                     running[-1].start()
                 time.sleep(0.05)
                 running = [file for file in running if not file.is_finished()]
+                if time.monotonic() > noted + NOTE_SECONDS:
+                    note(summary())
+                    noted = time.monotonic()
         finally:
             for file in running:
                 file.out_of_time = True
                 file.end()
-        unfinished = [file.test for file in (*running, *waiting)]
-        return _summary(all_of_them, unfinished, time.monotonic() - begin)
+            note(summary())
+        return summary()
 
 
 class _File:
@@ -77,7 +121,7 @@ class _File:
         self.test, self.outcomes = test, outcomes
         self.log = outcomes.with_suffix(".log")
         self.starts = 0
-        self.out_of_time = False
+        self.out_of_time = self.done = False
 
     def start(self) -> None:
         self.starts += 1
@@ -86,6 +130,8 @@ class _File:
             self.process = subprocess.Popen(
                 command(self.test, self.outcomes),
                 cwd=ROOT,
+                # References are computed on the CPU, by as many processes as it has room for.
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -100,29 +146,29 @@ class _File:
             if time.time() < self._stuck_at():
                 return False
             self.end()
-        elif code in FINISHED:
-            return True
-        if not self._has_event() or self.starts == MOST_STARTS:
-            return True
-        self.start()
-        return False
+        if code in FINISHED or not self._has_event() or self.starts == MOST_STARTS:
+            self.done = True
+        else:
+            self.start()
+        return self.done
 
     def end(self) -> None:
         """Kill its process, also where a test of it is running."""
         self.process.kill()
-        self.process.wait()
+        self.process.wait(10)
 
     def results(self) -> Iterator[tuple[str, str]]:
         """Each test's outcome and, of those that did not pass, a line that says why."""
         known = read(self.outcomes)
-        if self.out_of_time and known and next(reversed(known.values()))["outcome"] == STARTED:
+        interrupted = self.out_of_time or not self.done
+        if interrupted and known and next(reversed(known.values()))["outcome"] == STARTED:
             known.popitem()  # it did nothing wrong
         for test, event in known.items():
             if event["outcome"] == STARTED:
                 yield "failed", f"{test}: hung or ended the process"
             else:
                 yield event["outcome"], f"{test}: {event['why']}"
-        if self.starts and not self.outcomes.exists():
+        if self.done and not self.outcomes.exists():
             lines = self.log.read_text(errors="replace").strip().splitlines()
             yield "failed", f"{self.test}: pytest says {lines[-1] if lines else 'nothing'}"
 
@@ -145,18 +191,32 @@ def command(test: str, outcomes: Path) -> list[str]:
     return [sys.executable, "-m", "pytest", "-q", *options, f"--outcomes={outcomes}", test]
 
 
-def _summary(run: Sequence[_File], unfinished: Sequence[str], seconds: float) -> dict[str, Any]:
-    results = [result for file in run for result in file.results()]
-    counts = Counter(outcome for outcome, _ in results)
-    parts = [f"{counts[name]} {name}" for name in ("passed", "failed", "skipped") if counts[name]]
-    summary = f"{', '.join(parts) or 'nothing ran'} in {seconds:.0f} s"
+def _summary(
+    tests: Sequence[str], run: Sequence[_File], before: Mapping[str, Any], seconds: float
+) -> Summary:
+    results = {file: list(file.results()) for file in run}
+    counts = {file: Counter(outcome for outcome, _ in found) for file, found in results.items()}
+    finished = before["finished"] | {
+        file.test: {name: counts[file][name] for name in OUTCOMES} for file in run if file.done
+    }
+    unfinished = [test for test in tests if test not in finished]
+    partly = [counts[file] for file in run if not file.done]
+    total = {name: sum(n[name] for n in (*finished.values(), *partly)) for name in OUTCOMES}
+    failed = {test: lines for test, lines in before["failed"].items() if test in finished}
+    for file, found in results.items():
+        lines = [line for outcome, line in found if outcome == "failed"]
+        failed |= {file.test: lines[:MOST_TOLD]} if lines else {}
+    seconds = round(before["seconds"] + seconds, 1)
+    said = ", ".join(f"{total[name]} {name}" for name in OUTCOMES if total[name])
+    said = f"{said or 'nothing ran'} in {seconds:.0f} s"
     if unfinished:
-        summary += f"; not finished: {', '.join(Path(test).name for test in unfinished)}"
+        said += f"; not finished: {', '.join(Path(test).name for test in unfinished)}"
     return {
-        "command": shlex.join(["pytest", *(file.test for file in run)]),
-        "exit_code": int(bool(counts["failed"] or unfinished)),
+        "command": shlex.join(["pytest", *tests]),
+        "exit_code": int(bool(total["failed"] or unfinished)),
         "in_time": not unfinished,
-        "seconds": round(seconds, 1),
-        "summary": summary,
-        "failed": [line for outcome, line in results if outcome == "failed"][:200],
+        "seconds": seconds,
+        "summary": said,
+        "failed": failed,
+        "finished": finished,
     }

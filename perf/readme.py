@@ -116,16 +116,17 @@ def status(newest: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
     ran = [
         _plain(record["machine"]["device"] or path.parent.name)
         for path, record in newest
-        if any(map(_ran, record["rows"]))
+        if _has_run(record)
     ]
     if not ran:
         return NEVER_RUN
     return f"The kernels have run on {', '.join(ran)}: [figures](#performance)."
 
 
-def _ran(row: Mapping[str, Any]) -> bool:
+def _has_run(record: Mapping[str, Any]) -> bool:
     """Whether one of tlazy's kernels ran, and rightly."""
-    return (row["peer"], row["backend"], row["status"]) == (US, "triton", "ok")
+    ran = (US, "triton", "ok")
+    return any((row["peer"], row["backend"], row["status"]) == ran for row in record["rows"])
 
 
 def section(newest: Sequence[tuple[Path, Mapping[str, Any]]], beside: Path) -> str:
@@ -141,7 +142,10 @@ def section(newest: Sequence[tuple[Path, Mapping[str, Any]]], beside: Path) -> s
 
 
 def newest_records(results: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The newest GPU record of each device's folder, by the time when it was begun."""
+    """The newest GPU record of each device's folder, by the time when it was begun.
+
+    One in which no kernel came to a time is shown only where there is no other.
+    """
     try:
         folders = sorted(folder for folder in results.iterdir() if folder.is_dir())
     except OSError as error:
@@ -151,7 +155,7 @@ def newest_records(results: Path) -> list[tuple[Path, dict[str, Any]]]:
         records = [(path, load(path)) for path in sorted(folder.glob(RECORDS))]
         from_gpu = [entry for entry in records if entry[1]["machine"]["kind"] != "cpu"]
         if from_gpu:
-            newest.append(max(from_gpu, key=lambda entry: start(entry[1])))
+            newest.append(max(from_gpu, key=lambda entry: (_has_run(entry[1]), start(entry[1]))))
     return newest
 
 

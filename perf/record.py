@@ -1,13 +1,15 @@
 """Everything to measure on a machine, within a budget: tests, tiles, all suites, report.
 
     python -m perf.record --minutes 8
+    python -m perf.record --minutes 8 --resume perf/results/<device>/<date>.json
 
 Writes ``perf/results/<device>/<date>.json`` as it goes, the most important first: the kernels'
-tests (under ``"tests"``; meanwhile kernels are compiled for what follows), the goals, on a GPU the
-best tiles (``tiles.json`` beside it), the other suites; then ``<date>.html`` and pictures, where
+tests (under ``"tests"``; meanwhile kernels are compiled for what follows), the goals, the other
+suites, on a GPU the best tiles (``tiles.json`` beside it); then ``<date>.html`` and pictures, where
 jinja2 and matplotlib are installed (elsewhere ``python -m perf.readme`` draws them later). It may
-be stopped at any point: what was measured is in the file. All that touches the device runs in
-processes of their own, so that a kernel that loses it or hangs costs one measurement.
+be stopped at any point: what was measured is in the file, and ``--resume`` goes on from there. All
+that touches the device runs in processes of their own, so that a kernel that loses it or hangs
+costs one measurement.
 
 Exit codes: 0, also where the budget ended first; 2 for bad input; 130 and 143 where stopped.
 """
@@ -25,6 +27,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,9 +38,16 @@ import torch
 
 from perf import kernel_tests
 from tlazy.bench import command, machine, tuning
-from tlazy.bench.measuring import DeviceLost, Settings, compute_once, measure
+from tlazy.bench.measuring import (
+    TRIED,
+    UNFINISHED,
+    DeviceLost,
+    Settings,
+    compute_once,
+    measure,
+)
 from tlazy.bench.peers import default_peers
-from tlazy.bench.record import Record
+from tlazy.bench.record import Record, Row, check_same_device, key, load
 from tlazy.bench.suites import SUITES, Problem
 from tlazy.errors import UserError, one_line
 
@@ -46,16 +56,19 @@ MAIN_SUITE, MOST_TUNED = "goals", 8
 # Processes that compile while the tests run, for whom, and the part of the GPU's memory of each.
 COMPILERS, COMPILED, MEMORY_OF_COMPILER = 3, ("tlazy", "compile"), 0.15
 # Parts of the budget by whose end each step is over.
-TESTS_UNTIL, GOALS_UNTIL, TILES_UNTIL, SUITES_UNTIL = 0.3, 0.8, 0.9, 0.96
+TESTS_UNTIL, GOALS_UNTIL, SUITES_UNTIL, TILES_UNTIL = 0.25, 0.65, 0.85, 0.96
 # Without a new row for so long, a measurement hangs. Compiling takes the longest.
 STUCK_SECONDS = 90.0
 OVERRUN_SECONDS = 5.0
 MOST_RESTARTS = 20
-DONE, BAD_INPUT, STOPPED, OUT_OF_TIME, LOST = 0, 2, 143, 3, 4
+# How long a process that was killed is waited for: one that the driver does not let go stays.
+END_SECONDS = 10.0
+DONE, BAD_INPUT, OUT_OF_TIME, LOST = 0, 2, 3, 4
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """SIGTERM came."""
+    """One of STOPPING came: its number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,25 +77,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--minutes", type=float, default=8.0, help="the whole budget (8)")
     parser.add_argument("--out", type=Path, default=ROOT / "perf" / "results", help="folder")
+    parser.add_argument("--resume", type=Path, metavar="RECORD", help="go on with (a copy of) it")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _stop)
     try:
-        record_all(options.minutes, options.out, _command_line(arguments))
+        with _stoppable():
+            command_line = _command_line(arguments)
+            record_all(options.minutes, options.out, command_line, options.resume)
     except UserError as error:
         print(f"perf.record: {one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Stopped:
-        return STOPPED
+    except Stopped as stopped:
+        return 128 + stopped.args[0]
     return DONE
 
 
-def record_all(minutes: float, out: Path, command_line: str) -> Path:
+def record_all(minutes: float, out: Path, command_line: str, resume: Path | None = None) -> Path:
     """Measure for about `minutes` and return the record's path.
 
     Raises:
-        UserError: for a budget or a folder that cannot be, and where pytest is not installed.
+        UserError: for a budget, a folder or a record that cannot be, and where pytest is not
+            installed.
     """
     if not 0 < minutes < float("inf"):
         raise UserError(f"--minutes must be positive and finite, got {minutes}")
@@ -94,35 +108,40 @@ def record_all(minutes: float, out: Path, command_line: str) -> Path:
         return begin + part * 60 * minutes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    path = begin_record(out, device, command_line, until(TESTS_UNTIL))
+    path = begin_record(out, device, command_line, until(TESTS_UNTIL), resume)
     print(f"recording to {path}", flush=True)
     try:
         with compiling(device, until(TESTS_UNTIL)):
             run_tests(path, until(TESTS_UNTIL))
         run_suites(path, device, (MAIN_SUITE,), until(GOALS_UNTIL))
+        if run_suites(path, device, tuple(SUITES), until(SUITES_UNTIL)):
+            Record.reopen(path).finish()
         if device == "cuda":
             tiles = until(TILES_UNTIL)
             _in_worker(_tune, (str(path.parent / "tiles.json"), tiles), None, tiles)
-        if run_suites(path, device, tuple(SUITES), until(SUITES_UNTIL)):
-            Record.reopen(path).finish()
     finally:
         write_report(path)
     return path
 
 
-def begin_record(out: Path, device: str, command_line: str, deadline: float) -> Path:
-    """A new record in the device's folder, with its ceilings.
+def begin_record(
+    out: Path, device: str, command_line: str, deadline: float, resume: Path | None = None
+) -> Path:
+    """A record in the device's folder: a new one, with its ceilings, or `resume` to go on with.
 
     Raises:
-        UserError: where it cannot be written, or the device not be used.
+        UserError: where it cannot be written, or the device not be used, and for a record that
+            cannot be gone on with.
     """
+    if resume is not None:
+        load(resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror or error}") from error
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        values = (str(out), device, command_line, str(answer))
+        values = (out, device, command_line, resume, answer)
         code = _in_worker(_begin, values, None, deadline)
         said = json.loads(answer.read_text()) if answer.exists() else {}
     if "path" in said:
@@ -144,11 +163,15 @@ def compiling(device: str, deadline: float) -> Iterator[None]:
 
 
 def run_tests(path: Path, deadline: float, tests: Sequence[str] | None = None) -> None:
-    """Run the kernels' tests until `deadline`, and put what became of them into the record."""
-    done = kernel_tests.run(kernel_tests.files() if tests is None else tests, deadline)
+    """Run the kernels' tests until `deadline`; the record says what becomes of them."""
     record = Record.reopen(path)
-    record.content["tests"] = done
-    record.write()
+
+    def note(summary: dict[str, Any]) -> None:
+        record.content["tests"] = summary
+        record.write()
+
+    every = kernel_tests.files() if tests is None else tests
+    done = kernel_tests.run(every, deadline, note, record.content.get("tests"))
     print(f"tests: {done['summary']}", flush=True)
 
 
@@ -158,9 +181,15 @@ def run_suites(path: Path, device: str, suites: Sequence[str], deadline: float) 
     Returns:
         whether all of them is measured, or as much as can be.
     """
+    values = (str(path), device, tuple(suites), deadline)
     for _ in range(MOST_RESTARTS):
         before = Record.reopen(path).rows
-        code = _in_worker(_measure, (str(path), device, tuple(suites), deadline), path, deadline)
+        code = OUT_OF_TIME
+        try:
+            code = _in_worker(_measure, values, path, deadline)
+        finally:
+            if code == OUT_OF_TIME:
+                _give_turn_back(path, before)
         if code == DONE:
             return True
         if code == OUT_OF_TIME or time.monotonic() > deadline:
@@ -179,45 +208,88 @@ def write_report(path: Path) -> None:
         content = load(path)
         write_html(content, path.with_suffix(".html"))
         write_pngs(content, path.parent)
-    except (ImportError, UserError) as error:
-        print(f"no report, or a part of it: {error}", file=sys.stderr)
+    except Exception as error:  # a drawing library's are any; the record is there
+        print(f"no report, or a part of it: {one_line(str(error))}", file=sys.stderr)
 
 
-def _begin(out: str, device: str, command_line: str, answer: str, parent: int) -> int:
+def _begin(out: Path, device: str, command_line: str, resume: Path | None, answer: Path) -> int:
     """In a worker: make the record and write its path, or what is wrong, as the answer."""
     where = torch.device(device)
     try:
-        path = _new_record(Path(out), where, command_line)
+        if resume is None:
+            record = _new_record(out, where, command_line)
+        else:
+            record = _resumed_record(out, where, resume)
     except UserError as error:
-        Path(answer).write_text(json.dumps({"error": str(error)}))
+        answer.write_text(json.dumps({"error": str(error)}))
         return BAD_INPUT
-    Path(answer).write_text(json.dumps({"path": str(path)}))
-    problems = [p for suite in SUITES for p in command.suite_problems(suite, where, "full")]
-    ceilings = machine.measure_ceilings(where, command.precisions(problems, where))
-    Record(command_line, where, ceilings, path).write()
+    answer.write_text(json.dumps({"path": str(record.path)}))
+    if record.ceilings.bandwidth is None:
+        problems = [p for suite in SUITES for p in command.suite_problems(suite, where, "full")]
+        ceilings = machine.measure_ceilings(where, command.precisions(problems, where))
+        record.content["ceilings"] = dataclasses.asdict(ceilings)
+        record.write()
     return DONE
 
 
-def _new_record(out: Path, device: torch.device, command_line: str) -> Path:
-    """Make the device's folder and an empty record in it."""
+def _new_record(out: Path, device: torch.device, command_line: str) -> Record:
+    """An empty record in the device's folder."""
+    path = _folder(out, device) / time.strftime("%Y-%m-%d-%H%M%S.json", time.gmtime())
+    command.check_writable("--out", path)
+    record = Record(command_line, device, machine.Ceilings(), path)
+    record.write()
+    return record
+
+
+def _resumed_record(out: Path, device: torch.device, resume: Path) -> Record:
+    """The record `resume`, in the device's folder.
+
+    Raises:
+        UserError: where it is of another device or other versions, or would replace another file.
+    """
+    record = Record.reopen(resume)
+    check_same_device(record.content["machine"], machine.machine(device))
+    before, now = record.content["versions"], machine.versions()
+    if before != now:
+        raise UserError(f"--resume {resume} was measured with {before}, not with {now}")
+    record.path = _folder(out, device) / resume.name
+    command.check_writable("--out", record.path)
+    if record.path.exists() and not record.path.samefile(resume):
+        raise UserError(f"--resume {resume}: {record.path} is there already")
+    record.write()
+    return record
+
+
+def _folder(out: Path, device: torch.device) -> Path:
+    """The device's folder in `out`, which is made."""
     name = "cpu" if device.type == "cpu" else command.slug(machine.machine(device)["device"])
-    path = out / name / time.strftime("%Y-%m-%d-%H%M%S.json", time.gmtime())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        (out / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror or error}") from error
-    command.check_writable("--out", path)
-    Record(command_line, device, machine.Ceilings(), path).write()
-    return path
+    return out / name
 
 
-def _measure(path: str, device: str, suites: Sequence[str], deadline: float, parent: int) -> int:
+def _give_turn_back(path: Path, before: Sequence[Row]) -> None:
+    """Where the budget or somebody ended a measurement, which is none of `before`, it did nothing
+    wrong: say that it is still to be made."""
+    record = Record.reopen(path)
+    ended = {key(row) for row in before if _is_tried(row)}
+    for row in record.rows:
+        if _is_tried(row) and key(row) not in ended:
+            row["note"] = UNFINISHED
+    record.write()
+
+
+def _is_tried(row: Row) -> bool:
+    return (row["status"], row["note"]) == ("failed", TRIED)
+
+
+def _measure(path: str, device: str, suites: Sequence[str], deadline: float) -> int:
     """In a worker: measure what the record does not hold yet."""
     where = torch.device(device)
 
     def notify(problem: Problem, which: str) -> None:
-        if os.getppid() != parent:
-            raise SystemExit("the recording process is gone")
         print(f"{problem.suite}: {problem.name}, {which}", flush=True)
 
     settings = Settings(where, deadline=deadline, notify=notify)
@@ -238,14 +310,14 @@ def _problems(suites: Sequence[str], device: torch.device) -> list[Problem]:
     return list(found.values())
 
 
-def _compile(device: str, part: int, deadline: float, parent: int) -> int:
+def _compile(device: str, part: int, deadline: float) -> int:
     """In a worker: compute every COMPILERS-th problem once, by what compiles kernels for it."""
     where = torch.device(device)
     if device == "cuda":
         torch.cuda.set_per_process_memory_fraction(MEMORY_OF_COMPILER)
     for problem in _problems((MAIN_SUITE,), where)[part::COMPILERS]:
         for peer, which in itertools.product(COMPILED, problem.passes):
-            if time.monotonic() > deadline or os.getppid() != parent:
+            if time.monotonic() > deadline:
                 return OUT_OF_TIME
             if peer in default_peers(problem, where):
                 # Too large for its share of the memory, or broken: measuring it will say so.
@@ -254,7 +326,7 @@ def _compile(device: str, part: int, deadline: float, parent: int) -> int:
     return DONE
 
 
-def _tune(path: str, deadline: float, parent: int) -> int:
+def _tune(path: str, deadline: float) -> int:
     """In a worker: search tiles for the most important problems."""
     device = torch.device("cuda")
     problems = command.suite_problems(MAIN_SUITE, device)[:MOST_TUNED]
@@ -270,40 +342,49 @@ def _in_worker(
 
     It is ended at the deadline, and where it leaves `record` alone for too long.
     """
+    begun = time.time()
     worker = _started(task, values)
     with _ended_on_exit(worker):
         while not _wait(
-            lambda: worker.exitcode, min(deadline + OVERRUN_SECONDS, _stuck_at(record))
+            lambda: worker.exitcode, min(deadline + OVERRUN_SECONDS, _stuck_at(record, begun))
         ):
             if time.monotonic() >= deadline + OVERRUN_SECONDS:
                 return OUT_OF_TIME
-            if time.monotonic() >= _stuck_at(record):
+            if time.monotonic() >= _stuck_at(record, begun):
                 print("a measurement hangs and is given up", file=sys.stderr)
                 break
-    worker.join()
-    return int(worker.exitcode)
+    return LOST if worker.exitcode is None else int(worker.exitcode)
 
 
 def _started(task: Callable[..., int], values: tuple) -> Any:
     """A new process that runs the task."""
     worker = multiprocessing.get_context("spawn").Process(
-        target=_work, args=(task, *values, os.getpid())
+        target=_work, args=(task, values, os.getpid())
     )
     worker.start()
     return worker
 
 
-def _work(task: Callable[..., int], *values: Any) -> None:
+def _work(task: Callable[..., int], values: tuple, parent: int) -> None:
     # Ctrl-C reaches the whole process group; the recording process alone decides what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     sys.exit(task(*values))
 
 
-def _stuck_at(record: Path | None) -> float:
-    """When, on the monotonic clock, the record will have been left alone for too long."""
+def _end_with(parent: int) -> None:
+    """End this process with the recording one, which may have been killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(LOST)
+
+
+def _stuck_at(record: Path | None, begun: float) -> float:
+    """When, on the monotonic clock, the record will have been left alone for too long by a
+    process that began at `begun`, on the wall's."""
     if record is None:
         return float("inf")
-    age = max(0.0, time.time() - record.stat().st_mtime)
+    age = max(0.0, time.time() - max(begun, record.stat().st_mtime))
     return time.monotonic() - age + STUCK_SECONDS
 
 
@@ -323,10 +404,24 @@ def _ended_on_exit(process: Any) -> Iterator[None]:
         yield
     finally:
         process.kill()
+        process.join(END_SECONDS)
 
 
-def _stop(number: int, frame: Any) -> None:
-    raise Stopped
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Inside, the first signal of STOPPING raises; a further one finds the record being drawn."""
+
+    def stop(number: int, frame: Any) -> None:
+        for each in STOPPING:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _command_line(arguments: Sequence[str] | None) -> str:

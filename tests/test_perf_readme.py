@@ -77,6 +77,18 @@ def test_records_of_cpus_are_never_shown(home):
     assert section(home).strip() == EMPTY
 
 
+def test_a_later_record_in_which_no_kernel_came_to_a_time_does_not_replace_one_that_has_some(home):
+    put(home, record(*ROWS), "h200/2026-11-23.json")
+    later = {"started": "2026-11-24T05:00:00Z"}
+    failed = row(median=None), row("eager", 369.0)
+    put(home, record(*failed, **later), "h200/2026-11-24.json")
+    put(home, record(*failed, **later), "h100/2026-11-24.json")
+    written = section(home)
+    assert "h200/2026-11-23.json" in written
+    assert "h200/2026-11-24.json" not in written
+    assert "h100/2026-11-24.json" in written
+
+
 def status(home):
     """The sentence near the top after it was written."""
     assert run(home) == 0

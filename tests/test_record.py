@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from perf import record as recording
+from perf import resuming
 from perf.outcomes import read
+from tests.bench_record import row
 from tlazy import report
 from tlazy.bench import suites
 from tlazy.bench.machine import Ceilings
@@ -138,6 +140,7 @@ def test_where_pytest_is_not_installed_a_command_works_or_says_so(module, code, 
         (["--minutes", "0"], "--minutes must be positive and finite, got 0.0"),
         (["--minutes", "nan"], "--minutes must be positive and finite, got nan"),
         (["--out", "README.md"], "--out README.md: "),
+        (["--resume", "nowhere.json"], "cannot read nowhere.json: No such file or directory"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
@@ -194,13 +197,13 @@ def test_a_test_that_dies_hangs_or_loses_the_gpu_costs_itself_only(path, write_t
     done = report.load(path)["tests"]
     assert done["summary"].startswith("3 passed, 5 failed, 1 skipped in ")
     ended = "hung or ended the process"
-    assert [line.partition("::")[2] for line in done["failed"][:-1]] == [
+    assert [line.partition("::")[2] for line in done["failed"][tests]] == [
         "test_wrong: assert (1 + 1) == 3",
         f"test_dies: {ended}",
         "test_loses_it: RuntimeError: CUDA error",
         f"test_hangs: {ended}",
     ]
-    assert done["failed"][-1].endswith("ModuleNotFoundError: No module named 'nonsense'")
+    assert done["failed"][broken][-1].endswith("ModuleNotFoundError: No module named 'nonsense'")
     assert (done["exit_code"], done["in_time"]) == (1, True)
 
 
@@ -221,10 +224,69 @@ def test_tests_that_take_too_long_are_stopped(path, tmp_path, write_tests, monke
     assert (tests["exit_code"], tests["in_time"]) == (1, False)
 
 
-def test_the_kernel_tests_are_there():
+def test_what_became_of_tests_is_noted_as_it_comes_and_a_second_run_goes_on(path, write_tests):
+    first = write_tests("def test_done(device): pass\n", "test_first.py")
+    body = "def test_done(device): pass\ndef test_slow(device): time.sleep({})\n"
+    second = write_tests(body.format(1000), "test_second.py")
+    failing = write_tests("def test_wrong(device): assert 1 == 2\n", "test_failing.py")
+    every, noted = [first, failing, second], []
+
+    def note(summary):
+        noted.append(summary)
+        if summary["summary"].startswith("2 passed, 1 failed") and len(summary["finished"]) == 2:
+            raise recording.Stopped(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recording.kernel_tests, "NOTE_SECONDS", 0.2)
+        with pytest.raises(recording.Stopped):
+            recording.kernel_tests.run(every, time.monotonic() + 200, note)
+    stopped = noted[-1]
+    assert stopped["summary"].endswith("s; not finished: test_second.py")
+    assert stopped["finished"] == {
+        first: {"passed": 1, "failed": 0, "skipped": 0},
+        failing: {"passed": 0, "failed": 1, "skipped": 0},
+    }
+    assert (stopped["exit_code"], stopped["in_time"]) == (1, False)
+    record = Record.reopen(path)
+    record.content["tests"] = stopped
+    record.write()
+    write_tests("assert False, 'it ran again'", "test_first.py")
+    write_tests(body.format(0), "test_second.py")
+    recording.run_tests(path, time.monotonic() + 200, every)
+    done = report.load(path)["tests"]
+    assert done["summary"].startswith("3 passed, 1 failed in ")
+    assert done["seconds"] > stopped["seconds"]
+    assert list(done["failed"]) == [failing]
+    assert [line.partition("::")[2] for line in done["failed"][failing]] == [
+        "test_wrong: assert 1 == 2"
+    ]
+    assert list(done["finished"]) == every
+    assert done["in_time"]
+
+
+def test_tests_end_with_the_process_that_wanted_to_know(tmp_path):
+    outcomes = resuming.Outcomes(tmp_path / "outcomes.jsonl")
+    outcomes.pytest_runtest_logstart("test_known")
+    outcomes.parent = -1
+    with pytest.raises(pytest.exit.Exception, match="is gone"):
+        outcomes.pytest_runtest_logstart("test_other")
+    assert list(read(tmp_path / "outcomes.jsonl")) == ["test_known"]
+
+
+def test_every_test_that_runs_on_a_device_is_among_the_kernel_tests():
     files = recording.kernel_tests.files()
-    assert files[0] == "tests/tlazy_kernels/test_linear.py"
-    assert len(files) == len(set(files)) > 8
+    assert len(files) == len(set(files))
+    # What only a GPU can answer, and nothing has answered before, comes first.
+    assert files[0] == "tests/tlazy_kernels/test_gpu.py"
+    asks = re.compile(r"def \w+\([^)]*\bdevice: str|def \w+\([^)]*\bdevice\b[^)=]*\)[^\n]*:\n")
+    of_devices = {
+        str(path.relative_to(ROOT))
+        for folder in ("tests/tlazy", "tests/tlazy_kernels")
+        for path in (ROOT / folder).rglob("test_*.py")
+        if asks.search(path.read_text()) or 'usefixtures("device")' in path.read_text()
+    }
+    assert len(of_devices) > 20
+    assert of_devices - set(files) == set()
 
 
 def three_problems(suite, device):
@@ -233,7 +295,7 @@ def three_problems(suite, device):
     return [Problem(suite, name, operation, torch.float32, ("forward",)) for name in names]
 
 
-def measure_with_a_fatal_kernel(path, device, names, deadline, parent):
+def measure_with_a_fatal_kernel(path, device, names, deadline):
     """In a worker: the second problem ends the process, as a lost device does."""
     stock = Linear.fused
 
@@ -245,7 +307,7 @@ def measure_with_a_fatal_kernel(path, device, names, deadline, parent):
 
     Linear.fused = fatal
     recording.command.suite_problems = three_problems
-    return recording._measure(path, device, names, deadline, parent)
+    return recording._measure(path, device, names, deadline)
 
 
 def test_a_kernel_that_ends_the_process_costs_its_own_row_only(path, monkeypatch):
@@ -260,7 +322,7 @@ def test_a_kernel_that_ends_the_process_costs_its_own_row_only(path, monkeypatch
     }
 
 
-def pretend_to_compile(device, part, deadline, parent):
+def pretend_to_compile(device, part, deadline):
     """In a worker: leave a file named after its process, and then hang."""
     Path(os.environ["NOTES"], f"{os.getpid()} {part}").touch()
     time.sleep(1000)
@@ -298,12 +360,12 @@ def test_every_problem_is_computed_by_one_of_those_that_compile(monkeypatch):
     problems = [Problem("goals", f"{m}", Linear(m, 4, 4), torch.float32) for m in range(1, 8)]
     monkeypatch.setattr(recording.command, "suite_problems", lambda suite, device: problems)
     for part in range(recording.COMPILERS):
-        recording._compile("cpu", part, float("inf"), os.getppid())
+        recording._compile("cpu", part, float("inf"))
     assert sorted(computed) == [(m, grad) for m in range(1, 8) for grad in (False, True)]
-    assert recording._compile("cpu", 0, time.monotonic() - 1, os.getppid()) == recording.OUT_OF_TIME
+    assert recording._compile("cpu", 0, time.monotonic() - 1) == recording.OUT_OF_TIME
 
 
-def hang(path, device, names, deadline, parent):
+def hang(path, device, names, deadline):
     time.sleep(1000)
 
 
@@ -312,6 +374,122 @@ def test_what_hangs_is_ended(path, monkeypatch, capsys):
     monkeypatch.setattr(recording, "STUCK_SECONDS", 1.0)
     assert not recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
     assert "hangs" in capsys.readouterr().err
+
+
+def test_a_record_that_was_left_alone_before_a_process_began_does_not_make_it_hang(path):
+    hour = 3600.0
+    os.utime(path, (time.time() - hour,) * 2)
+    left = recording._stuck_at(path, time.time()) - time.monotonic()
+    assert left == pytest.approx(recording.STUCK_SECONDS, abs=5)
+    left = recording._stuck_at(path, time.time() - 10) - time.monotonic()
+    assert left == pytest.approx(recording.STUCK_SECONDS - 10, abs=5)
+    path.touch()
+    left = recording._stuck_at(path, time.time() - hour) - time.monotonic()
+    assert left == pytest.approx(recording.STUCK_SECONDS, abs=5)
+
+
+def try_forever(path, device, names, deadline):
+    """In a worker: try the problems "crashed", once, and "slow", which is not done in time."""
+    record = Record.reopen(Path(path))
+    problem = "slow" if record.rows else "crashed"
+    record.put(row("tlazy", None, problem=problem, note=recording.TRIED))
+    if problem == "crashed":
+        os._exit(11)
+    Path(path).with_suffix(".slow").touch()
+    time.sleep(1000)
+
+
+def test_what_the_budget_or_somebody_ended_is_measured_later_and_what_crashed_is_not(
+    path, monkeypatch
+):
+    monkeypatch.setattr(recording, "_measure", try_forever)
+    monkeypatch.setattr(recording, "OVERRUN_SECONDS", 0.0)
+    began = path.with_suffix(".slow")
+    # Once the second problem has begun, the deadline has come.
+    clock = SimpleNamespace(
+        monotonic=lambda: 12.0 * began.exists(), time=time.time, sleep=time.sleep
+    )
+    monkeypatch.setattr(recording, "time", clock)
+    assert not recording.run_suites(path, "cpu", ("goals",), 12.0)
+    notes = {row["problem"]: row["note"] for row in report.load(path)["rows"]}
+    assert notes == {"crashed": recording.TRIED, "slow": recording.UNFINISHED}
+
+
+def test_a_worker_ends_with_the_recording_process():
+    code = "import time\nfrom perf import record\nrecord._work(time.sleep, (1000,), parent=-1)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), timeout=100)
+    assert done.returncode == recording.LOST
+
+
+@pytest.mark.parametrize("number", recording.STOPPING)
+def test_a_second_signal_does_not_end_what_the_first_one_left_to_do(number):
+    before = [signal.getsignal(each) for each in recording.STOPPING]
+    done = []
+
+    def interrupted():
+        try:
+            signal.raise_signal(number)
+        finally:
+            for each in recording.STOPPING:
+                signal.raise_signal(each)
+            done.append("the rest")
+
+    with pytest.raises(recording.Stopped) as stopped, recording._stoppable():
+        interrupted()
+    assert done == ["the rest"]
+    assert stopped.value.args == (number,)
+    assert [signal.getsignal(each) for each in recording.STOPPING] == before
+
+
+@pytest.fixture
+def resumed(tmp_path, monkeypatch):
+    """Begins to go on with a record; gives what the worker answers."""
+    monkeypatch.setattr(recording.machine, "measure_ceilings", lambda *args: Ceilings(1e9, {}))
+
+    def begin(out, path):
+        answer = tmp_path / "answer.json"
+        recording._begin(out, "cpu", "another command", path, answer)
+        return json.loads(answer.read_text())
+
+    return begin
+
+
+def test_a_record_is_gone_on_with_in_its_place_or_elsewhere(tmp_path, resumed):
+    record = recording._new_record(tmp_path / "out", CPU, "the first command")
+    record.content["ceilings"]["bandwidth"] = 2e9
+    record.put(row("tlazy", 5.0))
+    assert resumed(tmp_path / "out", record.path) == {"path": str(record.path)}
+    assert report.load(record.path) == record.content
+    elsewhere = tmp_path / "elsewhere" / "cpu" / record.path.name
+    assert resumed(tmp_path / "elsewhere", record.path) == {"path": str(elsewhere)}
+    assert report.load(elsewhere) == record.content
+    found = resumed(tmp_path / "elsewhere", record.path)
+    assert found == {"error": f"--resume {record.path}: {elsewhere} is there already"}
+    before = elsewhere.read_text()
+    record.content["ceilings"]["bandwidth"] = None
+    record.write()
+    assert resumed(tmp_path / "third", record.path)["path"]
+    (third,) = (tmp_path / "third" / "cpu").glob("*.json")
+    assert report.load(third)["ceilings"]["bandwidth"] == 1e9
+    assert elsewhere.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"machine": {"device": "Another"}}, "records of different devices: Another and "),
+        ({"versions": {"torch": "1.0"}}, "was measured with {'python': "),
+    ],
+)
+def test_a_record_of_another_device_or_of_other_versions_is_refused(
+    changes, message, tmp_path, resumed
+):
+    record = recording._new_record(tmp_path / "out", CPU, "the first command")
+    for part, values in changes.items():
+        record.content[part] |= values
+    record.write()
+    assert message in resumed(tmp_path / "elsewhere", record.path)["error"]
+    assert not list((tmp_path / "elsewhere").rglob("*.json"))
 
 
 def test_the_kernel_tests_need_only_torch_triton_and_pytest(tmp_path):

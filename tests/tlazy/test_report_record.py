@@ -118,10 +118,10 @@ def test_roofs_are_the_measured_and_the_stated_ones():
     }
 
 
-@pytest.mark.parametrize("device", ["NVIDIA H100 PCIe", "NVIDIA GH200 480GB", "NVIDIA L40S", ""])
-def test_no_datasheet_is_guessed_for_a_namesake(device):
+@pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "NVIDIA GH200 480GB", "NVIDIA L40S", ""])
+def test_no_datasheet_is_guessed_for_a_namesake(name):
     content = record(row())
-    content["machine"]["device"] = device
+    content["machine"]["device"] = name
     assert {roof.source for roof in roofline(content).roofs} == {"measured"}
 
 

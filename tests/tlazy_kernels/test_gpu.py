@@ -10,9 +10,18 @@ import torch
 from tests import EMULATED
 from tlazy_kernels.linear import linear_forward, linear_grad_weight
 
-pytestmark = pytest.mark.skipif(
-    EMULATED or not torch.cuda.is_available(), reason="needs a GPU, not one that is pretended"
-)
+pytestmark = [
+    pytest.mark.usefixtures("device"),  # as all tests that perf.record runs
+    pytest.mark.skipif(
+        EMULATED or not torch.cuda.is_available(), reason="needs a GPU, not one that is pretended"
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _unfilled() -> None:
+    """As users have it: filled, new memory would not come by the shortest way."""
+    torch.use_deterministic_algorithms(False)
 
 
 def operands(device: str = "cuda") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
