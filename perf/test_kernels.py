@@ -34,7 +34,7 @@ def test_kernel(benchmark, problem, which, peer):
     generator = torch.Generator(GPU)
     generator.seed()
     draw = Draw(GPU, problem.dtype, generator)
-    sets = measuring.input_sets(operation, draw, gradients=which != "forward")
+    sets = measuring.input_sets(operation, draw, which, gradients=which != "forward")
     try:
         with torch.set_grad_enabled(which != "forward"):
             built = PEERS[peer](operation, sets[0][0][0])

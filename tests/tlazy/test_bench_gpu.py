@@ -3,6 +3,7 @@
 import itertools
 import statistics
 import sys
+import weakref
 from types import ModuleType
 
 import pytest
@@ -113,6 +114,36 @@ def test_a_graph_takes_turns_with_the_inputs(gpu, sets):
     assert captured == [i % sets for i in range(len(captured))]
     assert len(captured) % sets == 0
     assert len(captured) >= timing.CALLS_IN_GRAPH
+
+
+class Output:
+    """What a call returns, so that a test knows for how long somebody keeps it."""
+
+
+@pytest.mark.parametrize("sets", [1, 2, 7])
+@pytest.mark.parametrize("seconds", [4e-6, 1e-3])
+def test_while_calls_are_timed_each_keeps_one_result_and_none_afterwards(gpu, sets, seconds):
+    kept = [lambda: None] * sets
+    most = {True: 0, False: 0}
+
+    def call(i):
+        assert kept[i]() is None  # its memory is free for the next
+        y = Output()
+        kept[i] = weakref.ref(y)
+        into_graph = gpu.captured is not None
+        most[into_graph] = max(most[into_graph], sum(one() is not None for one in kept))
+        gpu.run(seconds)
+        return y
+
+    with own_stream(GPU):
+        sample, note = DeviceTimer(gpu.clock).prepare([lambda i=i: call(i) for i in range(sets)])
+        assert most[False] == sets
+        assert most[True] == (sets if note else 0)
+        for _ in range(2):
+            assert not any(one() for one in kept)
+            most[False] = 0
+            sample(0.01)
+            assert most[False] == (0 if note else sets)
 
 
 def test_the_device_works_before_it_is_timed(gpu):

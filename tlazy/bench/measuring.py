@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,8 +30,13 @@ from tlazy.bench.timing import (
 from tlazy_kernels.roofline import Cost
 
 MOST_SETS = 256
-# Input sets together are this many times the last-level cache.
-CACHES = 2
+# What a pass reads of all input sets together is this many times the last-level cache. Of what is
+# read in turns a cache that drops lines at random still holds a fifth at twice its size, and a
+# fiftieth at four times.
+CACHES = 4
+# Where outputs are so much larger that this many caches hold fewer sets with their outputs, those
+# are enough: outputs pass through the cache too, and would fill the memory.
+CACHES_WITH_OUTPUTS = 8 * CACHES
 # How many lengths are new to a convolution, and by how much each differs from the one before.
 NEW_LENGTHS, LENGTH_STEP = 9, 37
 # What rows say that have no time yet: one that is being tried, and one whose turn is to come.
@@ -42,7 +46,8 @@ UNFINISHED = "stopped before it was measured"
 # What a row has only if it has a time.
 TIMES = ("median_us", "q20_us", "q80_us", "tflops", "gbps", "floor_fraction")
 
-# An operation's tensors, and the gradient of its output.
+# An operation's tensors, and the gradient of its output; for a forward pass a single number in its
+# place, as large as the output only in shape.
 InputSet = tuple[list[Tensor], Tensor]
 
 
@@ -207,10 +212,10 @@ class _Group:
         operation: Any = self.problem.operation
         draw = Draw(self.settings.device, self.problem.dtype, self.generator)
         if self.problem.timed != "new length":
-            return input_sets(operation, draw, gradients=self.gradients)
+            return input_sets(operation, draw, self.which, gradients=self.gradients)
         longer = range(0, NEW_LENGTHS * LENGTH_STEP, LENGTH_STEP)
         return [
-            input_set(dataclasses.replace(operation, length=operation.length + more), draw)
+            input_set(replace(operation, length=operation.length + more), draw, self.which)
             for more in longer
         ]
 
@@ -415,27 +420,38 @@ def compute_once(problem: Problem, which: Pass, peer: str, device: torch.device)
     gradients = which != "forward"
     draw = Draw(device, problem.dtype)
     with machine.full_float32(problem.exact), torch.set_grad_enabled(gradients):
-        tensors, gradient = input_set(problem.operation, draw, gradients=gradients)
+        tensors, gradient = input_set(problem.operation, draw, which, gradients=gradients)
         built = PEERS[peer](problem.operation, tensors[0])
         with built.context():
             correctness.outputs(built.call, *built.prepare(tensors, gradient), which)
 
 
-def input_set(operation: Operation, draw: Draw, *, gradients: bool = False) -> InputSet:
+def input_set(
+    operation: Operation, draw: Draw, which: Pass, *, gradients: bool = False
+) -> InputSet:
     """Random tensors, which take gradients or not, and the gradient of the output."""
     y = operation.stock(*operation.tensors(Draw(torch.device("meta"), draw.dtype)))
     tensors = operation.tensors(draw)
     for tensor in operation.differentiable(tensors):
         tensor.requires_grad_(gradients)
+    if which == "forward":
+        return tensors, draw.normal().expand(y.shape)
     return tensors, operation.output_gradient(draw, y)
 
 
-def input_sets(operation: Operation, draw: Draw, *, gradients: bool = False) -> list[InputSet]:
-    """So many of them that the last-level cache does not hold them all."""
-    first = input_set(operation, draw, gradients=gradients)
-    wanted = CACHES * machine.last_level_cache(draw.device)
-    count = min(MOST_SETS, -(-wanted // bytes_held([*first[0], first[1]])))
-    return [first, *(input_set(operation, draw, gradients=gradients) for _ in range(count - 1))]
+def input_sets(
+    operation: Operation, draw: Draw, which: Pass, *, gradients: bool = False
+) -> list[InputSet]:
+    """So many of them that the last-level cache has lost one when its turn comes again."""
+    tensors, gradient = first = input_set(operation, draw, which, gradients=gradients)
+    both = bytes_held([*tensors, gradient])
+    read = bytes_held(tensors) if which == "forward" else both
+    cache = machine.last_level_cache(draw.device)
+    count = min(MOST_SETS, -(-CACHES * cache // read), -(-CACHES_WITH_OUTPUTS * cache // both))
+    return [
+        first,
+        *(input_set(operation, draw, which, gradients=gradients) for _ in range(count - 1)),
+    ]
 
 
 def _timer(problem: Problem, device: torch.device) -> Timer:
