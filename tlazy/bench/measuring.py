@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,6 +137,13 @@ class _Contender:
     samples: list[float]
 
 
+class Reference(NamedTuple):
+    """What is right: the outputs in float64, and each one's largest allowed error."""
+
+    outputs: list[Tensor]
+    limits: list[float]
+
+
 class _Group:
     """The rows of one problem and pass: the peers side by side."""
 
@@ -192,7 +199,7 @@ class _Group:
     def _measure(self, rows: Sequence[Row]) -> int:
         try:
             sets = self._input_sets()
-            wanted = correctness.expected(self.problem.operation, *sets[0], self.which)
+            reference = self._reference(sets[0])
         except RuntimeError as error:
             for row in rows:
                 self._fail(row, error)
@@ -202,9 +209,9 @@ class _Group:
         for row in rows:
             if contenders and time.monotonic() > self.settings.deadline:
                 break
-            contenders.append(self._enter(row, sets, wanted))
+            contenders.append(self._enter(row, sets, reference))
             entered += 1
-        del wanted
+        del reference
         self._take_turns([c for c in contenders if c is not None])
         return entered
 
@@ -218,6 +225,12 @@ class _Group:
             input_set(replace(operation, length=operation.length + more), draw, self.which)
             for more in longer
         ]
+
+    def _reference(self, one: InputSet) -> Reference:
+        """The right outputs on these inputs, and how wrong a peer's may be."""
+        operation, which = self.problem.operation, self.which
+        wanted = correctness.expected(operation, *one, which)
+        return Reference(wanted, correctness.limits(operation, one, which, wanted, self.precision))
 
     def _is_missing(self, row: Row) -> bool:
         there = self.record.find(row)
@@ -243,9 +256,7 @@ class _Group:
             "peak_memory_bytes": None,
         }
 
-    def _enter(
-        self, row: Row, sets: Sequence[InputSet], wanted: Sequence[Tensor]
-    ) -> _Contender | None:
+    def _enter(self, row: Row, sets: Sequence[InputSet], reference: Reference) -> _Contender | None:
         """Build and check the row's peer; None, and a row that says why, where it has no time."""
         self._announce(row, TRIED)
         try:
@@ -253,7 +264,7 @@ class _Group:
                 built = PEERS[row["peer"]](self.problem.operation, sets[0][0][0])
             row["backend"] = built.backend
             inside = self._inside(built)
-            prepared = inside(lambda: self._prepare(row, built, sets, wanted))
+            prepared = inside(lambda: self._prepare(row, built, sets, reference))
             if prepared is None:
                 return None
             sample, how = prepared
@@ -291,41 +302,29 @@ class _Group:
         return lambda function: thread.submit(there, function).result()
 
     def _prepare(
-        self, row: Row, built: Implementation, sets: Sequence[InputSet], wanted: Sequence[Tensor]
+        self, row: Row, built: Implementation, sets: Sequence[InputSet], reference: Reference
     ) -> tuple[Sampler, str] | None:
         """Check the peer, and warm it up; None where it is wrong."""
-        if not self._is_right(row, built, sets[0], wanted):
+        if not self._is_right(row, built, sets[0], reference):
             return None
         calls = [self._call(built, *built.prepare(*one)) for one in sets]
         row["peak_memory_bytes"] = self._peak_memory(calls[0])
         return self.timer.prepare(calls)
 
     def _is_right(
-        self,
-        row: Row,
-        built: Implementation,
-        one: InputSet,
-        wanted: Sequence[Tensor],
+        self, row: Row, built: Implementation, one: InputSet, reference: Reference
     ) -> bool:
         """Note the row's error against float64, and refuse it a time where that is too large."""
         tensors, gradient = built.prepare(*one)
-        correctness.poison(wanted, self.problem.dtype)
+        correctness.poison(reference.outputs, self.problem.dtype)
         found = correctness.outputs(built.call, tensors, gradient, self.which)
-        worst = correctness.error(found, wanted)
-        limit = self._tolerance(one, wanted)
-        row["error"] = finite(worst)
-        if worst <= limit:
-            return True
-        self._refuse(row, "wrong", f"relative error {worst:.1e}, allowed {limit:.0e}")
-        return False
-
-    def _tolerance(self, one: InputSet, wanted: Sequence[Tensor]) -> float:
-        limit = correctness.TOLERANCES[self.precision]
-        operation = self.problem.operation
-        if operation.op != "model":
-            return limit
-        stock = correctness.outputs(operation.stock, *one, self.which)
-        return max(limit, correctness.NETWORK_FACTOR * correctness.error(stock, wanted))
+        errors = correctness.errors(found, reference.outputs)
+        row["error"] = finite(correctness.largest(errors))
+        for error, limit in zip(errors, reference.limits, strict=True):
+            if not error <= limit:  # a NaN is neither
+                self._refuse(row, "wrong", f"relative error {error:.1e}, allowed {limit:.0e}")
+                return False
+        return True
 
     def _call(self, built: Implementation, tensors: list[Tensor], gradient: Tensor) -> Call:
         """What is timed, on one input set."""
