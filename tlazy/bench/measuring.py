@@ -190,8 +190,11 @@ class _Group:
 
     def _visit(self, rows: Sequence[Row]) -> int:
         """Measure these rows' peers, and say how many had their turn."""
-        with machine.full_float32(self.problem.exact), own_stream(self.settings.device):
-            entered = self._measure(rows)
+        try:
+            with machine.full_float32(self.problem.exact), own_stream(self.settings.device):
+                entered = self._measure(rows)
+        finally:
+            self.record.write()
         if self.settings.device.type == "cuda":
             torch.cuda.empty_cache()  # the next problem needs blocks of other sizes
         return entered
@@ -258,7 +261,7 @@ class _Group:
 
     def _enter(self, row: Row, sets: Sequence[InputSet], reference: Reference) -> _Contender | None:
         """Build and check the row's peer; None, and a row that says why, where it has no time."""
-        self._announce(row, TRIED)
+        self._announce(row)
         try:
             with torch.set_grad_enabled(self.gradients):
                 built = PEERS[row["peer"]](self.problem.operation, sets[0][0][0])
@@ -270,7 +273,8 @@ class _Group:
             sample, how = prepared
             precision = "float32 by tf32" if self.precision == "tf32" else ""
             note = "; ".join(filter(None, (built.note, precision, how)))
-            self._announce(row, UNFINISHED)
+            if row["status"] != "ok":
+                row["note"] = UNFINISHED  # the next row's announcement writes it
             return _Contender(
                 row,
                 lambda seconds: inside(lambda: sample(seconds)),
@@ -349,19 +353,20 @@ class _Group:
         return torch.cuda.max_memory_allocated() - before
 
     def _take_turns(self, contenders: list[_Contender]) -> None:
-        """Sample the contenders round by round; the file has the times after each round."""
+        """Sample the contenders round by round."""
         rounds = -(-self.settings.rounds // self.settings.visits)
         each = self.settings.seconds / rounds / self.settings.visits
-        for _ in range(rounds):
+        for turn in range(rounds):
+            if turn == 1:
+                self.record.write()  # else the last one would stand in for whoever ends the process
             for contender in list(contenders):
-                self._announce(contender.row, TRIED)
+                self._announce(contender.row)
                 try:
                     contender.samples += contender.sample(each)
                     self._note_time(contender)
                 except Exception as error:  # as above
                     contenders.remove(contender)
                     self._fail(contender.row, error)
-            self.record.write()
             contenders = contenders[1:] + contenders[:1]
 
     def _note_time(self, contender: _Contender) -> None:
@@ -383,16 +388,16 @@ class _Group:
             floor_fraction=None if floor is None else floor / (timing.median * 1e6),
         )
 
-    def _announce(self, row: Row, note: str) -> None:
-        """Say what goes on in a row that has no time yet."""
+    def _announce(self, row: Row) -> None:
+        """Have the file say that a row without a time is tried, before anything of it runs."""
         if row["status"] != "ok":
-            row["note"] = note
+            row["note"] = TRIED
             self.record.put(row)
 
     def _refuse(self, row: Row, status: str, note: str) -> None:
         """Say why the row has no time, or has none any more."""
         row.update(dict.fromkeys(TIMES), samples=0, status=status, note=note)
-        self.record.put(row)
+        self.record.hold(row)
 
     def _fail(self, row: Row, error: Exception) -> None:
         """Say in the row what happened; stop everything where the device is lost."""
