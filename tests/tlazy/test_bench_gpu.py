@@ -3,8 +3,9 @@
 import itertools
 import statistics
 import sys
+import threading
 import weakref
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 import triton
 
 import tlazy.nn.functional
+from perf import test_kernels as perf_kernels
 from tests.fake_gpu import GPU, NAME, FakeGPU, OnCPU
 from tlazy import report
 from tlazy.bench import measuring, peers, timing
@@ -294,8 +296,6 @@ def test_the_tutorials_kernel_and_cublaslt_are_right_forward(gpu, shape, bias):
 
 
 def test_what_searches_runs_in_a_thread_of_its_own_backward_too(computing, monkeypatch):
-    import threading
-
     seen = {}
 
     class Noting(torch.autograd.Function):
@@ -317,6 +317,35 @@ def test_what_searches_runs_in_a_thread_of_its_own_backward_too(computing, monke
     assert len(seen[True]) == 1
     assert not seen[True] & seen[False]
     assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("peer", ["eager", "cudnn-benchmark"])
+@pytest.mark.parametrize(("which", "forwards"), [("forward", 5), ("backward", 0), ("full", 5)])
+def test_the_benchmark_of_kernels_times_the_pass_that_it_names(
+    computing, monkeypatch, peer, which, forwards
+):
+    threads, stock = [], Conv1d.stock
+
+    def noting(self, *tensors):
+        if tensors[0].device.type != "meta":
+            threads.append((threading.get_ident(), torch.is_grad_enabled()))
+        return stock(self, *tensors)
+
+    def pedantic(timed, **_):
+        before = len(threads)
+        for _ in range(5):
+            timed()
+        ran.append(len(threads) - before)
+
+    ran = []
+    monkeypatch.setattr(Conv1d, "stock", noting)
+    benchmark = SimpleNamespace(pedantic=pedantic, extra_info={})
+    problem = half("conv", Conv1d(2, 6, 40, 4, 3), which)
+    perf_kernels.test_kernel(benchmark, problem, which, peer)
+    assert ran == [forwards]
+    ((thread, with_gradients),) = set(threads)
+    assert (thread == threading.get_ident()) == (peer == "eager")
+    assert with_gradients == (which != "forward")
 
 
 def test_host_time_and_new_lengths_are_rows_without_a_floor(computing):

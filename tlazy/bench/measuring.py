@@ -266,7 +266,7 @@ class _Group:
             with torch.set_grad_enabled(self.gradients):
                 built = PEERS[row["peer"]](self.problem.operation, sets[0][0][0])
             row["backend"] = built.backend
-            inside = self._inside(built)
+            inside = inside_of(built, self.settings.device, gradients=self.gradients)
             prepared = inside(lambda: self._prepare(row, built, sets, reference))
             if prepared is None:
                 return None
@@ -287,31 +287,13 @@ class _Group:
             self._fail(row, error)
         return None
 
-    def _inside(self, built: Implementation) -> Callable[[Callable[[], Any]], Any]:
-        """What calls a function as the peer needs it: its context, its thread, its gradients."""
-
-        def here(function: Callable[[], Any]) -> Any:
-            with built.context(), torch.set_grad_enabled(self.gradients):
-                return function()
-
-        if not built.own_thread:
-            return here
-
-        def there(function: Callable[[], Any]) -> Any:
-            autograd: Any = torch.autograd
-            with own_stream(self.settings.device), autograd.set_multithreading_enabled(False):
-                return here(function)
-
-        thread = ThreadPoolExecutor(1)
-        return lambda function: thread.submit(there, function).result()
-
     def _prepare(
         self, row: Row, built: Implementation, sets: Sequence[InputSet], reference: Reference
     ) -> tuple[Sampler, str] | None:
         """Check the peer, and warm it up; None where it is wrong."""
         if not self._is_right(row, built, sets[0], reference):
             return None
-        calls = [self._call(built, *built.prepare(*one)) for one in sets]
+        calls = [call_of(built, self.which, one) for one in sets]
         row["peak_memory_bytes"] = self._peak_memory(calls[0])
         return self.timer.prepare(calls)
 
@@ -329,17 +311,6 @@ class _Group:
                 self._refuse(row, "wrong", f"relative error {error:.1e}, allowed {limit:.0e}")
                 return False
         return True
-
-    def _call(self, built: Implementation, tensors: list[Tensor], gradient: Tensor) -> Call:
-        """What is timed, on one input set."""
-        call = built.call
-        if self.which == "forward":
-            return lambda: call(*tensors)
-        leaves = [t for t in tensors if t.requires_grad]
-        if self.which == "full":
-            return lambda: torch.autograd.grad(call(*tensors), leaves, gradient)
-        y = call(*tensors)
-        return lambda: torch.autograd.grad(y, leaves, gradient, retain_graph=True)
 
     def _peak_memory(self, call: Call) -> int | None:
         """Device memory that one call allocates at most, beside what is there before it."""
@@ -428,6 +399,40 @@ def compute_once(problem: Problem, which: Pass, peer: str, device: torch.device)
         built = PEERS[peer](problem.operation, tensors[0])
         with built.context():
             correctness.outputs(built.call, *built.prepare(tensors, gradient), which)
+
+
+def inside_of(
+    built: Implementation, device: torch.device, *, gradients: bool
+) -> Callable[[Callable[[], Any]], Any]:
+    """What calls a function as the peer needs it: in its context, its thread, with gradients."""
+
+    def here(function: Callable[[], Any]) -> Any:
+        with built.context(), torch.set_grad_enabled(gradients):
+            return function()
+
+    if not built.own_thread:
+        return here
+
+    def there(function: Callable[[], Any]) -> Any:
+        autograd: Any = torch.autograd
+        with own_stream(device), autograd.set_multithreading_enabled(False):
+            return here(function)
+
+    thread = ThreadPoolExecutor(1)
+    return lambda function: thread.submit(there, function).result()
+
+
+def call_of(built: Implementation, which: Pass, one: InputSet) -> Call:
+    """What is timed, on one input set; a backward pass's forward pass is done here."""
+    tensors, gradient = built.prepare(*one)
+    call = built.call
+    if which == "forward":
+        return lambda: call(*tensors)
+    leaves = [t for t in tensors if t.requires_grad]
+    if which == "full":
+        return lambda: torch.autograd.grad(call(*tensors), leaves, gradient)
+    y = call(*tensors)
+    return lambda: torch.autograd.grad(y, leaves, gradient, retain_graph=True)
 
 
 def input_set(
