@@ -130,6 +130,38 @@ def test_a_relu_that_rounding_switches_makes_no_network_wrong():
     assert limits[0] < min(limits[1:])
 
 
+def without_an_engine(monkeypatch, fails):
+    """Have the stock convolution raise in float64 where `fails` says so of each try."""
+    stock, tries = Conv1d.stock, []
+
+    def picky(self, *tensors):
+        if tensors[0].dtype == torch.float64:
+            tries.append(torch.backends.cudnn.enabled)
+            if fails():
+                raise RuntimeError("GET was unable to find an engine to execute this computation")
+        return stock(self, *tensors)
+
+    monkeypatch.setattr(Conv1d, "stock", picky)
+    conv = Conv1d(2, 6, 40, 4, 3)
+    problem = Problem("shape", "conv", conv, torch.float32, ("full",), exact=True)
+    return measured(problem).rows, tries
+
+
+def test_a_reference_that_cudnn_cannot_compute_is_computed_without_it(monkeypatch):
+    rows, tries = without_an_engine(monkeypatch, lambda: torch.backends.cudnn.enabled)
+    assert tries == [True, False]
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert torch.backends.cudnn.enabled
+
+
+def test_a_reference_that_fails_without_cudnn_too_fails_the_group_with_its_reason(monkeypatch):
+    rows, tries = without_an_engine(monkeypatch, lambda: True)
+    assert tries == [True, False]
+    for row in rows:
+        assert row["status"] == "failed"
+        assert row["note"].startswith("GET was unable to find an engine")
+
+
 def test_a_gradient_that_is_zero_is_held_against_the_others():
     wanted = [torch.ones(3), torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0]), torch.zeros(4)]
     noise = [torch.zeros_like(y) for y in wanted[:-1]] + [torch.tensor([0.0, 1e-5, 0.0, 0.0])]
