@@ -44,6 +44,20 @@ def test_what_a_pass_reads_of_all_input_sets_is_four_times_the_last_level_cache(
     assert len({t.data_ptr() for t in read}) == len(read)
 
 
+@pytest.mark.parametrize("layout", ["ncl", "nlc"])
+@pytest.mark.parametrize("which", ["forward", "full"])
+def test_all_input_sets_are_alike_in_all_but_their_place(layout, which, monkeypatch):
+    monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 10_000)
+    conv = Conv1d(2, 8, 50, 4, 3, layout=layout)
+    first, *others = measuring.input_sets(conv, draw(), which, gradients=which != "forward")
+    assert others
+    for other in others:
+        for one, copy in zip([*first[0], first[1]], [*other[0], other[1]], strict=True):
+            torch.testing.assert_close(copy, one, rtol=0, atol=0, check_stride=True)
+            assert copy.requires_grad == one.requires_grad
+            assert copy.is_leaf
+
+
 def test_outputs_much_larger_than_inputs_bound_the_number_of_sets(monkeypatch):
     monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 10_000)
     operation = Conv1d(1, 1, 100, 100, 1)

@@ -466,10 +466,14 @@ def input_sets(
     read = bytes_held(tensors) if which == "forward" else both
     cache = machine.last_level_cache(draw.device)
     count = min(MOST_SETS, -(-CACHES * cache // read), -(-CACHES_WITH_OUTPUTS * cache // both))
-    return [
-        first,
-        *(input_set(operation, draw, which, gradients=gradients) for _ in range(count - 1)),
-    ]
+    return [first, *(_copied(first, which) for _ in range(count - 1))]
+
+
+def _copied(one: InputSet, which: Pass) -> InputSet:
+    """The same values elsewhere in memory: drawing others took more than half of a CPU's suite."""
+    tensors, gradient = one
+    copies = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
+    return copies, gradient if which == "forward" else gradient.clone()
 
 
 def _timer(problem: Problem, device: torch.device) -> Timer:
