@@ -11,10 +11,11 @@ import itertools
 import pytest
 import torch
 
-from tlazy.bench import correctness, machine, measuring
+from tlazy.bench import machine, measuring
 from tlazy.bench.operations import Draw, Unsupported
 from tlazy.bench.peers import PEERS, default_peers
 from tlazy.bench.suites import SUITES
+from tlazy.bench.timing import Kept
 
 GPU = torch.device("cuda")
 CASES = [
@@ -30,24 +31,28 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch see
 
 @pytest.mark.parametrize(("problem", "which", "peer"), CASES)
 def test_kernel(benchmark, problem, which, peer):
-    operation = problem.operation
+    operation, gradients = problem.operation, which != "forward"
     generator = torch.Generator(GPU)
     generator.seed()
     draw = Draw(GPU, problem.dtype, generator)
-    sets = measuring.input_sets(operation, draw, gradients=which != "forward")
+    sets = measuring.input_sets(operation, draw, which, gradients=gradients)
     try:
-        with torch.set_grad_enabled(which != "forward"):
+        with torch.set_grad_enabled(gradients):
             built = PEERS[peer](operation, sets[0][0][0])
     except Unsupported as reason:
         pytest.skip(str(reason))
-    prepared = itertools.cycle([built.prepare(*one) for one in sets])
     shape = ",".join(map(str, operation.shape().values()))
     benchmark.group = f"{operation.op} {problem.name} {which} {shape} {problem.dtype}"
     benchmark.extra_info.update(device=torch.cuda.get_device_name(), backend=built.backend)
 
-    def timed():
-        correctness.outputs(built.call, *next(prepared), which)
-        torch.cuda.synchronize()
+    def measure():
+        calls = itertools.cycle([Kept(measuring.call_of(built, which, one)) for one in sets])
 
-    with built.context(), machine.full_float32(problem.exact):
+        def timed():
+            next(calls)()
+            torch.cuda.synchronize()
+
         benchmark.pedantic(timed, rounds=50, warmup_rounds=5)
+
+    with machine.full_float32(problem.exact):
+        measuring.inside_of(built, GPU, gradients=gradients)(measure)

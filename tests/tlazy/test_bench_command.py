@@ -269,6 +269,24 @@ def test_ctrl_c_shows_and_keeps_what_was_measured(here, capsys, monkeypatch):
     assert os.listdir(here) == ["record.json"]
 
 
+def test_a_lost_device_ends_with_exit_code_1_after_the_table(here, capsys, monkeypatch):
+    def lost(problems, record, settings):
+        measuring.measure(problems, record, settings)
+        raise measuring.DeviceLost("the GPU fails after tlazy, linear: CUDA error")
+
+    forward = [*TINY, "--pass", "forward"]
+    assert cli.main(["bench", *forward, "--json", "old.json"]) == 0
+    monkeypatch.setattr(command, "measure", lost)
+    monkeypatch.setattr(command.record, "compare", lambda old, new: [])
+    for compare in ([], ["--compare", "old.json"]):
+        capsys.readouterr()
+        assert cli.main(["bench", *forward, "--json", "record.json", *compare]) == 1
+        printed = capsys.readouterr()
+        assert "tlazy bench: the GPU fails after tlazy, linear: CUDA error" in printed.err
+        assert "incomplete: not everything was measured" in printed.out
+        assert not report.load("record.json")["complete"]
+
+
 def test_a_killed_run_leaves_a_valid_file_with_what_was_measured(here):
     environment = {
         **os.environ,

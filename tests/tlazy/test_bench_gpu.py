@@ -3,7 +3,9 @@
 import itertools
 import statistics
 import sys
-from types import ModuleType
+import threading
+import weakref
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 import triton
 
 import tlazy.nn.functional
+from perf import test_kernels as perf_kernels
 from tests.fake_gpu import GPU, NAME, FakeGPU, OnCPU
 from tlazy import report
 from tlazy.bench import measuring, peers, timing
@@ -113,6 +116,36 @@ def test_a_graph_takes_turns_with_the_inputs(gpu, sets):
     assert captured == [i % sets for i in range(len(captured))]
     assert len(captured) % sets == 0
     assert len(captured) >= timing.CALLS_IN_GRAPH
+
+
+class Output:
+    """What a call returns, so that a test knows for how long somebody keeps it."""
+
+
+@pytest.mark.parametrize("sets", [1, 2, 7])
+@pytest.mark.parametrize("seconds", [4e-6, 1e-3])
+def test_while_calls_are_timed_each_keeps_one_result_and_none_afterwards(gpu, sets, seconds):
+    kept = [lambda: None] * sets
+    most = {True: 0, False: 0}
+
+    def call(i):
+        assert kept[i]() is None  # its memory is free for the next
+        y = Output()
+        kept[i] = weakref.ref(y)
+        into_graph = gpu.captured is not None
+        most[into_graph] = max(most[into_graph], sum(one() is not None for one in kept))
+        gpu.run(seconds)
+        return y
+
+    with own_stream(GPU):
+        sample, note = DeviceTimer(gpu.clock).prepare([lambda i=i: call(i) for i in range(sets)])
+        assert most[False] == sets
+        assert most[True] == (sets if note else 0)
+        for _ in range(2):
+            assert not any(one() for one in kept)
+            most[False] = 0
+            sample(0.01)
+            assert most[False] == (0 if note else sets)
 
 
 def test_the_device_works_before_it_is_timed(gpu):
@@ -263,8 +296,6 @@ def test_the_tutorials_kernel_and_cublaslt_are_right_forward(gpu, shape, bias):
 
 
 def test_what_searches_runs_in_a_thread_of_its_own_backward_too(computing, monkeypatch):
-    import threading
-
     seen = {}
 
     class Noting(torch.autograd.Function):
@@ -286,6 +317,35 @@ def test_what_searches_runs_in_a_thread_of_its_own_backward_too(computing, monke
     assert len(seen[True]) == 1
     assert not seen[True] & seen[False]
     assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("peer", ["eager", "cudnn-benchmark"])
+@pytest.mark.parametrize(("which", "forwards"), [("forward", 5), ("backward", 0), ("full", 5)])
+def test_the_benchmark_of_kernels_times_the_pass_that_it_names(
+    computing, monkeypatch, peer, which, forwards
+):
+    threads, stock = [], Conv1d.stock
+
+    def noting(self, *tensors):
+        if tensors[0].device.type != "meta":
+            threads.append((threading.get_ident(), torch.is_grad_enabled()))
+        return stock(self, *tensors)
+
+    def pedantic(timed, **_):
+        before = len(threads)
+        for _ in range(5):
+            timed()
+        ran.append(len(threads) - before)
+
+    ran = []
+    monkeypatch.setattr(Conv1d, "stock", noting)
+    benchmark = SimpleNamespace(pedantic=pedantic, extra_info={})
+    problem = half("conv", Conv1d(2, 6, 40, 4, 3), which)
+    perf_kernels.test_kernel(benchmark, problem, which, peer)
+    assert ran == [forwards]
+    ((thread, with_gradients),) = set(threads)
+    assert (thread == threading.get_ident()) == (peer == "eager")
+    assert with_gradients == (which != "forward")
 
 
 def test_host_time_and_new_lengths_are_rows_without_a_floor(computing):

@@ -6,7 +6,7 @@ import torch
 from tests.tlazy.benchmarks import CPU, SteadyTimer, draw
 from tlazy.bench import measuring
 from tlazy.bench.machine import Ceilings, measure_ceilings
-from tlazy.bench.operations import Linear
+from tlazy.bench.operations import Conv1d, Linear
 from tlazy.bench.timing import HostTimer, summarize
 from tlazy_kernels.roofline import Cost
 
@@ -32,14 +32,44 @@ def test_the_spread_holds_three_fifths_of_the_samples():
     assert (timing.median, timing.q20, timing.q80, timing.samples) == (50.0, 20.0, 80.0, 101)
 
 
-def test_input_sets_do_not_fit_the_last_level_cache(monkeypatch):
+@pytest.mark.parametrize("which", ["forward", "backward", "full"])
+def test_what_a_pass_reads_of_all_input_sets_is_four_times_the_last_level_cache(which, monkeypatch):
     monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 10_000)
     operation = Linear(16, 16, 16)
-    sets = measuring.input_sets(operation, draw(torch.float32), gradients=True)
-    held = sum(t.nbytes for tensors, _ in sets for t in tensors)
-    assert held + sum(gradient.nbytes for _, gradient in sets) >= 2 * 10_000
-    pointers = [tensors[0].data_ptr() for tensors, _ in sets]
-    assert len(set(pointers)) == len(sets)
+    sets = measuring.input_sets(operation, draw(torch.float32), which, gradients=True)
+    read = [t for tensors, _ in sets for t in tensors]
+    read += [gradient for _, gradient in sets if which != "forward"]
+    one = sum(t.nbytes for t in read) / len(sets)
+    assert 4 * 10_000 <= len(sets) * one < 4 * 10_000 + one
+    assert len({t.data_ptr() for t in read}) == len(read)
+
+
+@pytest.mark.parametrize("layout", ["ncl", "nlc"])
+@pytest.mark.parametrize("which", ["forward", "full"])
+def test_all_input_sets_are_alike_in_all_but_their_place(layout, which, monkeypatch):
+    monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 10_000)
+    conv = Conv1d(2, 8, 50, 4, 3, layout=layout)
+    first, *others = measuring.input_sets(conv, draw(), which, gradients=which != "forward")
+    assert others
+    for other in others:
+        for one, copy in zip([*first[0], first[1]], [*other[0], other[1]], strict=True):
+            torch.testing.assert_close(copy, one, rtol=0, atol=0, check_stride=True)
+            assert copy.requires_grad == one.requires_grad
+            assert copy.is_leaf
+
+
+def test_outputs_much_larger_than_inputs_bound_the_number_of_sets(monkeypatch):
+    monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 10_000)
+    operation = Conv1d(1, 1, 100, 100, 1)
+    sets = measuring.input_sets(operation, draw(torch.float32), "forward")
+    output = 4 * 100 * 100
+    assert 320_000 / output - 1 < len(sets) <= 320_000 / output
+
+
+def test_a_forward_pass_has_no_gradient_that_takes_memory():
+    (_, gradient), *_ = measuring.input_sets(Linear(64, 64, 64), draw(torch.float32), "forward")
+    assert gradient.shape == (64, 64)
+    assert gradient.untyped_storage().nbytes() == 4
 
 
 def test_the_floor_comes_from_what_was_measured_else_from_the_datasheet():

@@ -75,6 +75,25 @@ def test_the_search_ends_at_its_deadline():
 
 
 @interpreted
+def test_input_sets_hold_a_gradient_for_the_launchers_that_read_one(tmp_path, monkeypatch):
+    drawn = []
+
+    def noting(*args):
+        sets = measuring.input_sets(*args)
+        drawn.append(sets[0][1].untyped_storage().nbytes() > 4)
+        return sets
+
+    monkeypatch.setattr(tuning, "input_sets", noting)
+    found = tuning.tune([problem()], CPU, tmp_path / "tiles.json", timer=Counting(1, 1))
+    names = [entry["launcher"] for entry in found]
+    assert dict(zip(names, drawn, strict=True)) == {
+        "linear_forward": False,
+        "linear_grad_input": True,
+        "linear_grad_weight": True,
+    }
+
+
+@interpreted
 def test_the_table_holds_the_best_tile_of_every_launcher(tmp_path):
     path = tmp_path / "tiles.json"
     conv = Conv1d(1, 16, 20, 16, 3, padding="same", activation="relu")

@@ -104,8 +104,8 @@ def plan(options: Options) -> Plan:
 def run(options: Options, command: str) -> int:
     """Do what the options ask for, and return the exit code.
 
-    0: done. 1: ``--compare`` found something slower or wrong. Ctrl-C is passed on, after the table
-    of what was measured until then.
+    0: done. 1: ``--compare`` found something slower or wrong, or the device was lost. Ctrl-C is
+    passed on, after the table of what was measured until then.
 
     Raises:
         UserError: as :func:`plan`, and where nothing could be compared that ``--compare`` asks for.
@@ -120,7 +120,7 @@ def run(options: Options, command: str) -> int:
     ceilings = machine.measure_ceilings(device, precisions(checked.problems, device))
     result = Record(command, device, ceilings, options.json)
     result.write()
-    interrupted = False
+    interrupted = lost = False
     try:
         with table.progress(checked.problems, checked.settings.visits) as notify:
             settings = dataclasses.replace(checked.settings, notify=notify)
@@ -129,13 +129,14 @@ def run(options: Options, command: str) -> int:
     except KeyboardInterrupt:
         interrupted = True
     except DeviceLost as error:
+        lost = True
         print(f"tlazy bench: {error}", file=sys.stderr)
     table.show(result.content)
     _write_html(options.html, result.content)
     if interrupted:
         raise KeyboardInterrupt
     if checked.old is None:
-        return 0
+        return int(lost)
     common = record.common(checked.old, result.rows)
     if not common:
         raise UserError(
@@ -143,7 +144,7 @@ def run(options: Options, command: str) -> int:
         )
     flagged = record.compare(checked.old, result.content)
     table.show_flagged(flagged, len(common), options.compare)
-    return 1 if flagged else 0
+    return int(lost or bool(flagged))
 
 
 def precisions(problems: Iterable[Problem], device: torch.device) -> list[Precision]:

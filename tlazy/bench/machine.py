@@ -82,6 +82,17 @@ def full_float32(wanted: bool = True) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Have ATen's own kernels compute. ``cudnn.flags`` raises where `full_float32` holds."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
 def measure_ceilings(
     device: torch.device, precisions: Iterable[Precision], timer: Timer | None = None
 ) -> Ceilings:

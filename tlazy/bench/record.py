@@ -1,4 +1,4 @@
-"""The record of a benchmark: a JSON file that is valid and whole after every row."""
+"""The record of a benchmark: a JSON file that is valid and whole whenever somebody looks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ SLOWER_BY = 1.05
 
 Row = dict[str, Any]
 
+# With an indent json would use its slow encoder, in Python.
+_line = json.JSONEncoder(allow_nan=False).encode
+
 
 class Record:
-    """Rows, and what they were measured on; written to `path`, if any, after every change."""
+    """Rows, and what they were measured on; kept in the file `path`, if any."""
 
     def __init__(
         self, command: str, device: torch.device, ceilings: Ceilings, path: Path | None = None
@@ -72,9 +75,13 @@ class Record:
 
     def put(self, row: Row) -> None:
         """Add the row, or replace the one of the same thing, and write the file."""
+        self.hold(row)
+        self.write()
+
+    def hold(self, row: Row) -> None:
+        """Add or replace the row, for whoever writes next."""
         place = self._places.setdefault(key(row), len(self.rows))
         self.rows[place : place + 1] = [row]
-        self.write()
 
     def finish(self) -> None:
         """Say that nothing is missing, and write the file."""
@@ -91,10 +98,17 @@ class Record:
             return
         try:
             with replacing(self.path) as temporary:
-                text = json.dumps(self.content, indent=1, allow_nan=False)
-                temporary.write_text(text + "\n", encoding="utf-8")
+                temporary.write_text(_text(self.content), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    """The content as JSON, a line for each row."""
+    head = {name: value for name, value in content.items() if name != "rows"}
+    start = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+    rows = ",".join(f"\n  {_line(row)}" for row in content["rows"])
+    return f'{start},\n "rows": [{rows}\n ]\n}}\n'
 
 
 def identity(problem: Problem, which: Pass, peer: str) -> Row:

@@ -136,8 +136,25 @@ class FirstCallTimer:
         return self.clock() - begin
 
 
+class Kept:
+    """A call whose result stays until its next one.
+
+    Results that are dropped at once all lie in the same memory, which then never leaves the cache.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.result: object = None
+
+    def __call__(self) -> None:
+        self.result = None  # first, so that there are never two
+        self.result = self.call()
+
+
 class DeviceTimer:
     """CUDA events around calls, or around the replay of a graph of short ones.
+
+    While they are timed or captured, each call keeps its last result.
 
     Args:
         clock: the host's, in seconds that only grow.
@@ -147,19 +164,27 @@ class DeviceTimer:
         self.clock = clock
 
     def prepare(self, calls: Sequence[Call]) -> tuple[Sampler, str]:
-        rotation = itertools.cycle(calls)
-        self._warm_up(rotation)
-        queueing = self._queueing(rotation)
-        estimate = statistics.median(_between_events([next(rotation) for _ in range(5)]))
+        kept = [Kept(call) for call in calls]
+        rotation = itertools.cycle(kept)
+
+        def by_events(seconds: float) -> list[float]:
+            with _dropping_results(kept):
+                return self._events(rotation, estimate, seconds)
+
+        with _dropping_results(kept):
+            self._warm_up(rotation)
+            queueing = self._queueing(rotation)
+            estimate = statistics.median(_between_events([next(rotation) for _ in range(5)]))
         if estimate >= max(GRAPH_BELOW, 2 * queueing):
-            return lambda seconds: self._events(rotation, estimate, seconds), ""
+            return by_events, ""
         try:
-            graph, captured = _capture(calls)
+            with _dropping_results(kept):
+                graph, captured = _capture(kept)
         except Exception as error:  # whatever a library does that a capture forbids
             torch.cuda.synchronize()
             reason = " ".join(str(error).split())[:80]
             note = f"timed with its launches: no CUDA graph ({reason})"
-            return lambda seconds: self._events(rotation, estimate, seconds), note
+            return by_events, note
         return (
             lambda seconds: self._replays(graph, captured, seconds),
             "CUDA graph replay",
@@ -206,6 +231,16 @@ def timer_for(device: torch.device) -> Timer:
 def settle_for(device: torch.device) -> Callable[[], object]:
     """What waits for a device's work."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+@contextmanager
+def _dropping_results(calls: Sequence[Kept]) -> Iterator[None]:
+    """Drop at the end what the calls keep: others are measured then, in the same memory."""
+    try:
+        yield
+    finally:
+        for call in calls:
+            call.result = None
 
 
 def _between_events(calls: Sequence[Call]) -> list[float]:

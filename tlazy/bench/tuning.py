@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tlazy.bench import correctness, machine
 from tlazy.bench.measuring import input_sets
-from tlazy.bench.operations import Conv1d, Draw, Linear, Operation
+from tlazy.bench.operations import Conv1d, Draw, Linear, Operation, Pass
 from tlazy.bench.suites import Problem
 from tlazy.bench.timing import Sampler, Timer, own_stream, settle_for, summarize, timer_for
 from tlazy.errors import UserError
@@ -75,6 +75,11 @@ class Launcher(NamedTuple):
     name: str
     run: Launch
     twin: Launch
+
+    @property
+    def which(self) -> Pass:
+        """The pass whose tensors it reads."""
+        return "forward" if self.name.endswith("forward") else "backward"
 
 
 def tune(
@@ -228,7 +233,7 @@ def _search_one(
     operation = problem.operation
     generator = torch.Generator(device)
     generator.seed()
-    sets = input_sets(operation, Draw(device, problem.dtype, generator))
+    sets = input_sets(operation, Draw(device, problem.dtype, generator), launcher.which)
     tensors, gradient = sets[0]
     wanted = launcher.twin([t.double() for t in tensors], gradient.double())
     tolerance = correctness.TOLERANCES[machine.precision_of(problem.dtype, device, operation.op)]
@@ -237,7 +242,7 @@ def _search_one(
         try:
             correctness.poison([wanted], problem.dtype)
             found = launcher.run(tensors, gradient, config)
-            if not correctness.error([found], [wanted]) <= tolerance:
+            if not correctness.errors([found], [wanted])[0] <= tolerance:
                 return None
             calls = [lambda one=one: launcher.run(*one, config) for one in sets]
             return timer.prepare(calls)[0]
