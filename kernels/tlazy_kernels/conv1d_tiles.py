@@ -38,11 +38,12 @@ def rows_of(
     stride_t = tl.cast(stride_t, tl.int64)
     if LAST:
         channels = tl.cdiv(channels, UNIT) * UNIT  # as many in memory; a copy has zeros there
+        # Sides of 1 come first: from between others, Triton would take them in registers.
         tensor = tl.make_tensor_descriptor(
             ptr,
-            [batch, rows, STEP, groups, channels],
-            [stride_n * UNIT, STEP * stride_t * UNIT, stride_t * UNIT, stride_g * UNIT, 1],
-            [BLOCK_N, BLOCK_L, 1, 1, BLOCK_C],
+            [STEP, groups, batch, rows, channels],
+            [stride_t * UNIT, stride_g * UNIT, stride_n * UNIT, STEP * stride_t * UNIT, 1],
+            [1, 1, BLOCK_N, BLOCK_L, BLOCK_C],
         )
     elif FORM == "words":  # two of them are a unit
         tensor = ptr, channels, rows // (UNIT // 2), stride_n * 2, stride_g * 2, stride_t * 2
@@ -71,7 +72,7 @@ def load_rows(
 ):
     """A tile of shape (BLOCK_N * BLOCK_L, BLOCK_C) of what rows_of made."""
     if FORM == "channels_last":
-        tile = tensor.load([n, row, residue, group, c]).reshape(BLOCK_N * BLOCK_L, BLOCK_C)
+        tile = tensor.load([residue, group, n, row, c]).reshape(BLOCK_N * BLOCK_L, BLOCK_C)
     elif FORM == "words":
         tile = _from_words(tensor, n, row, group, c, BLOCK_L, BLOCK_C).T
     else:

@@ -128,6 +128,7 @@ def test_kernels_that_multiply_matrices_are_known_as_such():
         "shared_memory",
         "stack",
         "matrix_units",
+        "operands",
         "asynchronous_copies",
         "narrow_loads",
         "narrow_stores",
