@@ -145,6 +145,13 @@ def operands(row: Compiled) -> Iterator[str]:
         yield "every product's left operand passes through registers"
 
 
+def programs(row: Compiled) -> Iterator[str]:
+    """Programs that wait for others to end would find tiles left to none but them."""
+    if row.kernel == "_conv1d_tiled_kernel" and row.planned > row.occupancy:
+        held = f"{row.occupancy}, of {row.registers} registers a thread"
+        yield f"{row.planned} programs a processor, which holds {held}"
+
+
 def asynchronous_copies(row: Compiled) -> Iterator[str]:
     """Only NVIDIA's GPUs copy from global to shared memory on their own; AMD's pass registers."""
     copies = row.mix.get("async copy", 0) + row.mix.get("bulk copy", 0)
@@ -216,6 +223,7 @@ GATES: tuple[Gate, ...] = (
     stack,
     matrix_units,
     operands,
+    programs,
     asynchronous_copies,
     narrow_loads,
     narrow_stores,

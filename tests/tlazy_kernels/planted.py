@@ -15,10 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
+from tlazy_kernels.conv1d import conv1d_forward
 from tlazy_kernels.epilogue import epilogue_backward
 from tlazy_kernels.linear import linear_forward
 from tlazy_kernels.offline import compiled_together
 from tlazy_kernels.recording import Launch, recorded
+from tlazy_kernels.targets import TARGETS
 
 
 @triton.jit
@@ -108,6 +110,17 @@ def _epilogue(**units: int) -> Launch:
     return replace(launch, values=launch.values | units)
 
 
+def _convolution(resident: int) -> Launch:
+    """What conv1d_forward launches, with so many programs a processor."""
+    x = torch.empty(8, 1024, 256, dtype=torch.bfloat16, device="meta").mT
+    weight = torch.empty(256, 256, 3, dtype=torch.bfloat16, device="meta")
+    with recorded("sm_90") as recording:
+        conv1d_forward(x, weight)
+    (launch,) = (found for found in recording.launches if "programs" in found.values)
+    programs = resident * TARGETS["sm_90"].processors
+    return replace(launch, values=launch.values | {"programs": programs})
+
+
 def planted() -> Iterator[tuple[str, str, str, Launch]]:
     """(the gate that must catch it, target, dtype, launch)."""
     many_stages = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "num_stages": 12}
@@ -118,6 +131,7 @@ def planted() -> Iterator[tuple[str, str, str, Launch]]:
         ("matrix_units", "float32", _linear(torch.float32, **exact)),
         ("matrix_units", "bfloat16", _linear(num_warps=2)),
         ("operands", "bfloat16", _by_descriptors(apart=True)),
+        ("programs", "bfloat16", _convolution(resident=3)),
         ("asynchronous_copies", "bfloat16", _linear(outputs=1020, num_stages=1)),
         ("narrow_loads", "bfloat16", _linear(inputs=1023, BLOCK_K=64)),
         ("narrow_stores", "bfloat16", _epilogue(L_UNIT=1)),
