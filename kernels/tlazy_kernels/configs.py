@@ -42,15 +42,21 @@ class TileConfig:
         stages = self.num_stages if target.copies_tiles else self.num_stages - 1
         return stages * (self.rows + self.cols) * self.depth * itemsize
 
-    def shared_bytes(self, itemsize: int, target: Target, out_itemsize: int = 4) -> int:
-        """Shared memory: the operands', and on NVIDIA a part of the result on its way out."""
-        leaving = self.rows * self.cols * out_itemsize // self.subtiles
+    def shared_bytes(
+        self, itemsize: int, target: Target, out_itemsize: int = 4, parts: int | None = None
+    ) -> int:
+        """Shared memory: the operands', and on NVIDIA a part of the result on its way out, one of
+        `parts`; by default, of `subtiles`."""
+        leaving = self.rows * self.cols * out_itemsize // (parts or self.subtiles)
         leaves = target.gpu.backend == "cuda"
         return self.staged_bytes(itemsize, target) + leaves * leaving
 
-    def programs(self, itemsize: int, target: Target, out_itemsize: int = 4) -> int:
+    def programs(
+        self, itemsize: int, target: Target, out_itemsize: int = 4, parts: int | None = None
+    ) -> int:
         """Programs that fit on one processor at once: by shared memory and the accumulator."""
-        held = self.shared_bytes(itemsize, target, out_itemsize) + target.shared_reserved + 512
+        held = self.shared_bytes(itemsize, target, out_itemsize, parts)
+        held += target.shared_reserved + 512
         registers = self.rows * self.cols + 64 * target.gpu.warp_size * self.num_warps
         return max(1, min(target.shared // held, target.registers // registers, 4))
 

@@ -17,6 +17,48 @@ def series_in_tile(config_rows: int, rows: int) -> int:
     return max(1, config_rows // (1 << (rows - 1).bit_length()))
 
 
+def subtiles(config: TileConfig, target: Target) -> int:
+    """Parts of a tile's columns to store one after another: 16 elements of each of 32 threads, or 8
+    where registers would not do: beside addresses to copy tiles from, and where two warp groups
+    read their sums from Blackwell's tensor memory."""
+    few = target.blackwell and config.num_warps == 8
+    few |= target.gpu.backend == "cuda" and not target.copies_tiles and config.num_warps == 4
+    elements = 8 if few else 16
+    return max(1, config.rows * config.cols // (elements * config.num_warps * 32))
+
+
+def programs_of(
+    config: TileConfig,
+    itemsize: int,
+    target: Target,
+    *,
+    series: int = 1,
+    together: int = 1,
+    apart: bool = False,
+) -> int:
+    """Programs of a convolution that fit on one processor at once: no more than registers allow,
+    else some would wait for the others to end.
+
+    Args:
+        series: in a tile; tiles of several go through registers.
+        together: as in :func:`conv1d_config`.
+        apart: whether elements are written one by one, each to an address of its own.
+    """
+    threads_copy = target.gpu.backend == "cuda" and not target.copies_tiles
+    each = 160 if threads_copy else 64
+    each += 32 * (together > 1) + 64 * apart
+    held = config.rows * config.cols * (2 if together > 1 else 1)
+    if itemsize == 4:  # split into parts
+        held += 3 * config.rows * config.depth
+    elif series > 1 or together > 1:
+        held += config.rows * config.depth
+    held += each * target.gpu.warp_size * config.num_warps
+    fit = config.programs(itemsize, target, parts=subtiles(config, target))
+    if target.gpu.backend != "cuda":  # a result may leave as a whole, once operands are done with
+        fit = min(fit, target.shared // (config.rows * config.cols * 4))
+    return max(1, min(fit, target.registers // held))
+
+
 def conv1d_config(
     target: Target,
     *,
@@ -31,6 +73,7 @@ def conv1d_config(
     channels_last: bool,
     words: bool,
     together: int = 1,
+    apart: bool = False,
 ) -> TileConfig:
     """The tile with the least modelled time for a convolution.
 
@@ -45,6 +88,7 @@ def conv1d_config(
         channels_last: whether a tile may take rows of several series.
         words: whether tiles of samples are put together from words (``layouts.Tiled.form``).
         together: small groups in each group, which a second accumulator keeps apart.
+        apart: as in :func:`programs_of`.
     """
 
     def cycles(tile: TileConfig) -> float:
@@ -52,8 +96,11 @@ def conv1d_config(
         count = -(-batch // series) * -(-rows // (tile.rows // series)) * -(-filters // tile.cols)
         steps = max(1.0, taps * -(-channels // tile.depth))
         store = tile.rows * tile.cols * itemsize / target.memory_bytes
-        resident = tile.programs(itemsize, target)
-        each = steps * step_cycles(tile, itemsize, precision, target) + store + _START / resident
+        resident = programs_of(
+            tile, itemsize, target, series=series, together=together, apart=apart
+        )
+        step = step_cycles(tile, itemsize, precision, target, resident)
+        each = steps * step + store + _START / resident
         return -(-count * groups // target.processors) * each
 
     tiles = list(_tiles(target, filters, channels, itemsize, words))

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from tlazy_kernels.configs import TileConfig, dot_config, split_rows
-from tlazy_kernels.conv1d_configs import grad_weight_config, series_in_tile
+from tlazy_kernels.conv1d_configs import grad_weight_config, series_in_tile, subtiles
 from tlazy_kernels.conv1d_filters import groups_together
-from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles, subtiles
+from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles
 from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.first_layer import first_layer_grad_weight
@@ -64,7 +64,7 @@ def _grad_weight_tiled_kernel(
     stride_xg,
     stride_xt,
     STRIDE: tl.constexpr,
-    GRAD_FORM: tl.constexpr,  # as layouts.Tiled
+    GRAD_FORM: tl.constexpr,  # as layouts.Tiled.form_on
     X_FORM: tl.constexpr,
     L_UNIT: tl.constexpr,  # divides out_length
     PRECISION: tl.constexpr,
@@ -352,8 +352,8 @@ def _tiled_step(
         ),
         {
             "STRIDE": stride,
-            "GRAD_FORM": tiled_grad.form,
-            "X_FORM": tiled_x.form,
+            "GRAD_FORM": tiled_grad.form_on(target),
+            "X_FORM": tiled_x.form_on(target),
             "L_UNIT": of_grad["L_UNIT"],
             "PRECISION": precision,
             "SUBTILES": subtiles(config, target),

@@ -22,7 +22,7 @@ from torch import Tensor
 from tlazy_kernels import layouts
 from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig
-from tlazy_kernels.conv1d_configs import conv1d_config, series_in_tile
+from tlazy_kernels.conv1d_configs import conv1d_config, programs_of, series_in_tile, subtiles
 from tlazy_kernels.conv1d_filters import packed
 from tlazy_kernels.conv1d_tiles import columns_of, rows_of, sum_tile
 from tlazy_kernels.launch import Buffer, Step, metadata
@@ -82,7 +82,7 @@ def _conv1d_tiled_kernel(
     stride_yl,
     STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    FORM: tl.constexpr,  # of x, as layouts.Tiled
+    FORM: tl.constexpr,  # of x, as layouts.Tiled.form_on
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE_PREACTIVATION: tl.constexpr,
@@ -202,16 +202,6 @@ def readable_tiles(
     return tiled._replace(form="words") if shifted else tiled
 
 
-def subtiles(config: TileConfig, target: Target) -> int:
-    """Parts of a tile's columns to store one after another: 16 elements of each of 32 threads, or 8
-    where registers would not do: beside addresses to copy tiles from, and where two warp groups
-    read their sums from Blackwell's tensor memory."""
-    few = target.blackwell and config.num_warps == 8
-    few |= target.gpu.backend == "cuda" and not target.copies_tiles and config.num_warps == 4
-    elements = 8 if few else 16
-    return max(1, config.rows * config.cols // (elements * config.num_warps * 32))
-
-
 def filter_blocks(filters: int) -> int:
     """How often a product by gathered tiles reads each of its rows for each tap."""
     return triton.cdiv(filters, 64)
@@ -244,6 +234,10 @@ def tiled_steps(
     taps, residues = weight.shape[2], stride if transposed else 1
     rows = triton.cdiv(out_length, residues)
     filters, contracted = out_channels // groups, channels // groups
+    of_y = units(filters, out_length, y.element_size(), strides_of(y))
+    along = of_y["L_UNIT"] if y.stride(2) == 1 and residues == 1 else 1
+    along = of_y["C_UNIT"] if y.stride(1) == 1 else along
+    apart = along * y.element_size() < UNIT_BYTES
     config = config or conv1d_config(
         target,
         batch=batch,
@@ -257,6 +251,7 @@ def tiled_steps(
         channels_last=tiled.channels_last,
         words=tiled.form == "words",
         together=together,
+        apart=apart,
     )
     block_n = series_in_tile(config.rows, rows) if tiled.channels_last else 1
     block_l = config.rows // block_n
@@ -264,7 +259,10 @@ def tiled_steps(
     tiles *= triton.cdiv(batch, block_n) * groups * residues
     place = 5 if source == 0 else source + 1
     buffers, steps, filled, strides = packed(weight, groups, together, transposed, place)
-    programs = min(tiles, target.processors * config.programs(x.element_size(), target))
+    resident = programs_of(
+        config, x.element_size(), target, series=block_n, together=together, apart=apart
+    )
+    programs = min(tiles, target.processors * resident)
     step = Step(
         _conv1d_tiled_kernel,
         (programs,),
@@ -291,7 +289,7 @@ def tiled_steps(
         {
             "STRIDE": stride,
             "TRANSPOSED": transposed,
-            "FORM": tiled.form,
+            "FORM": tiled.form_on(target),
             "ACTIVATION": activation,
             "HAS_BIAS": bias is not None,
             "SAVE_PREACTIVATION": preactivation is not None,
@@ -301,7 +299,7 @@ def tiled_steps(
             "FLATTEN": stride == 1 and together == 1 and target.copies_tiles,
             "SUBTILES": subtiles(config, target),
             "F_UNIT": math.gcd(filters, 8),
-            **units(filters, out_length, y.element_size(), strides_of(y)),
+            **of_y,
             "BLOCK_N": block_n,
             "BLOCK_L": block_l,
             "BLOCK_F": config.cols,

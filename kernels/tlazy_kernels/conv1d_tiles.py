@@ -27,23 +27,33 @@ def rows_of(
     """What load_rows reads: rows that lie STEP samples apart; all else is zeros.
 
     A descriptor, or of words, which are none of its elements, the tuple that :func:`_from_words`
-    takes. FORM is that of ``layouts.Tiled``. Strides are in units of 16 bytes, which lets the
+    takes. FORM is as ``layouts.Tiled.form_on``. Strides are in units of 16 bytes, which lets the
     compiler know that addresses are aligned.
     """
     UNIT: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
-    LAST: tl.constexpr = FORM == "channels_last"
+    LAST: tl.constexpr = (FORM == "channels_last") | (FORM == "channels_last_by_threads")
     tl.static_assert(LAST | (STEP == 1) & (BLOCK_N == 1), "rows must be samples")
     stride_n = tl.cast(stride_n, tl.int64)
     stride_g = tl.cast(stride_g, tl.int64)
     stride_t = tl.cast(stride_t, tl.int64)
     if LAST:
         channels = tl.cdiv(channels, UNIT) * UNIT  # as many in memory; a copy has zeros there
-        tensor = tl.make_tensor_descriptor(
-            ptr,
-            [batch, rows, STEP, groups, channels],
-            [stride_n * UNIT, STEP * stride_t * UNIT, stride_t * UNIT, stride_g * UNIT, 1],
-            [BLOCK_N, BLOCK_L, 1, 1, BLOCK_C],
-        )
+        # Sides of 1 come first: from between others, Triton would take them in registers. Threads
+        # copy them ahead only from there.
+        if FORM == "channels_last":
+            tensor = tl.make_tensor_descriptor(
+                ptr,
+                [STEP, groups, batch, rows, channels],
+                [stride_t * UNIT, stride_g * UNIT, stride_n * UNIT, STEP * stride_t * UNIT, 1],
+                [1, 1, BLOCK_N, BLOCK_L, BLOCK_C],
+            )
+        else:
+            tensor = tl.make_tensor_descriptor(
+                ptr,
+                [batch, rows, STEP, groups, channels],
+                [stride_n * UNIT, STEP * stride_t * UNIT, stride_t * UNIT, stride_g * UNIT, 1],
+                [BLOCK_N, BLOCK_L, 1, 1, BLOCK_C],
+            )
     elif FORM == "words":  # two of them are a unit
         tensor = ptr, channels, rows // (UNIT // 2), stride_n * 2, stride_g * 2, stride_t * 2
     else:
@@ -71,6 +81,8 @@ def load_rows(
 ):
     """A tile of shape (BLOCK_N * BLOCK_L, BLOCK_C) of what rows_of made."""
     if FORM == "channels_last":
+        tile = tensor.load([residue, group, n, row, c]).reshape(BLOCK_N * BLOCK_L, BLOCK_C)
+    elif FORM == "channels_last_by_threads":
         tile = tensor.load([n, row, residue, group, c]).reshape(BLOCK_N * BLOCK_L, BLOCK_C)
     elif FORM == "words":
         tile = _from_words(tensor, n, row, group, c, BLOCK_L, BLOCK_C).T

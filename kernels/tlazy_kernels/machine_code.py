@@ -21,6 +21,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 # What each instruction counts as; the first pattern that matches decides.
 NVIDIA_KINDS = {
+    "wgmma from registers": r"[HQIB]GMMA\S*\s+R\d+, R\d",
     "wgmma": r"[HQIB]GMMA",
     "tcgen05": r"UTC\w*MMA",
     "mma": r"[HQIBD]MMA",
@@ -72,9 +73,10 @@ def instruction_mixes(binaries: Sequence[Mapping[str, Any]]) -> list[dict[str, i
     """Of each binary, how many instructions of each kind that matters there are; only those that
     there are.
 
-    Kinds: the matrix units' (``wgmma``, ``tcgen05``, ``mma``, ``mfma``); copies from global to
-    shared memory (``bulk copy``, ``async copy``); global loads and stores, with the bytes that one
-    thread moves; ``local`` for spills, ``local in a loop`` for those among them that may run often;
+    Kinds: the matrix units' (``wgmma``, ``tcgen05``, ``mma``, ``mfma``), of Hopper those whose
+    left operand passes through registers (``wgmma from registers``); copies from global to shared
+    memory (``bulk copy``, ``async copy``); global loads and stores, with the bytes that one thread
+    moves; ``local`` for spills, ``local in a loop`` for those among them that may run often;
     ``setmaxnreg``, by which specialized warps trade registers.
     """
     by_architecture: dict[str, list[bytes]] = {}

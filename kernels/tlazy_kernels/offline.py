@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -45,6 +45,7 @@ class Compiled:
         flattened: whether a loop asks to be made one with the loop inside it.
         nested_loops: loops of which each lies in the one before; 1 where none does.
         mix: instructions by kind, as ``machine_code.instruction_mixes``.
+        planned: programs of a processor where each takes several tiles; else 0.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Compiled:
     flattened: bool
     nested_loops: int
     mix: dict[str, int]
+    planned: int = field(default=0, kw_only=True)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -94,6 +96,7 @@ def _compiled(
         scratch=getattr(binary.metadata, "global_scratch_size", 0),
         allocates=launch.allocates,
         occupancy=limits.occupancy(registers=registers, shared=shared, num_warps=warps),
+        planned=-(-launch.values.get("programs", 0) // limits.processors),
         product_rows=m,
         operand_bytes=min(m, n) * k * DTYPES[dtype].itemsize // threads,
         specialized="tt.warp_specialize" in ttir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 # smaller tiles use sm_80's there.
 MATRIX_INSTRUCTIONS = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
 FULL_ROWS = 64
+FROM_REGISTERS = "wgmma from registers"
 
 _SHIFTED = (
     "a tap shifts 2-byte samples by less than the 4 bytes that the smallest asynchronous copy takes"
@@ -30,6 +32,10 @@ WITHOUT_ASYNC_COPIES = {"_conv1d_gather_kernel": _SHIFTED}
 
 # In float32 on Blackwell too: split into parts, they leave no registers to copy ahead.
 WITHOUT_ASYNC_COPIES_IN_FLOAT32 = {("sm_100", "_conv1d_gather_kernel")}
+
+# Tiles of several short series: where rows are more than one of a descriptor's dimensions, Triton
+# hands the left operand through registers.
+SEVERAL_SERIES = re.compile(r"N(?!1 )\d+ L")
 
 # Products whose operands are loaded once, before any loop that could copy ahead of itself.
 WITHOUT_A_LOOP = frozenset({"_first_layer_kernel"})
@@ -121,12 +127,29 @@ def stack(row: Compiled) -> Iterator[str]:
 
 
 def matrix_units(row: Compiled) -> Iterator[str]:
-    used = {kind for kind in MATRIX_INSTRUCTIONS.values() if row.mix.get(kind)}
+    kinds = {kind: (kind,) for kind in MATRIX_INSTRUCTIONS.values()}
+    kinds["wgmma"] += (FROM_REGISTERS,)
+    used = {kind for kind in kinds if any(row.mix.get(name) for name in kinds[kind])}
     own = MATRIX_INSTRUCTIONS[row.target]
     small = "mma" if own in ("wgmma", "tcgen05") else own
     wanted = own if row.product_rows >= FULL_ROWS else small
     if row.product_rows and used != {wanted}:
         yield f"a product of {row.product_rows} rows by {sorted(used) or 'none'}, not {wanted}"
+
+
+def operands(row: Compiled) -> Iterator[str]:
+    """Matrix units that wait for registers do so at each step, and registers hold a whole tile. In
+    float32 operands are taken apart there. Some products may: of what is kept from small groups."""
+    passed = row.mix.get(FROM_REGISTERS, 0) and not row.mix.get("wgmma")
+    if passed and row.dtype != "float32" and not SEVERAL_SERIES.match(row.config):
+        yield "every product's left operand passes through registers"
+
+
+def programs(row: Compiled) -> Iterator[str]:
+    """Programs that wait for others to end would find tiles left to none but them."""
+    if row.kernel == "_conv1d_tiled_kernel" and row.planned > row.occupancy:
+        held = f"{row.occupancy}, of {row.registers} registers a thread"
+        yield f"{row.planned} programs a processor, which holds {held}"
 
 
 def asynchronous_copies(row: Compiled) -> Iterator[str]:
@@ -199,6 +222,8 @@ GATES: tuple[Gate, ...] = (
     shared_memory,
     stack,
     matrix_units,
+    operands,
+    programs,
     asynchronous_copies,
     narrow_loads,
     narrow_stores,

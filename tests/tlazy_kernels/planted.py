@@ -15,10 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
+from tlazy_kernels.conv1d import conv1d_forward
 from tlazy_kernels.epilogue import epilogue_backward
 from tlazy_kernels.linear import linear_forward
 from tlazy_kernels.offline import compiled_together
 from tlazy_kernels.recording import Launch, recorded
+from tlazy_kernels.targets import TARGETS
 
 
 @triton.jit
@@ -33,14 +35,19 @@ def _descriptor_matmul_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPECIALIZED: tl.constexpr,
+    APART: tl.constexpr,  # a dimension of size 1 between rows and columns
 ):
-    a = tl.make_tensor_descriptor(a_ptr, [M, K], [K, 1], [BLOCK_M, BLOCK_K])
+    if APART:
+        a = tl.make_tensor_descriptor(a_ptr, [M, 1, K], [K, K, 1], [BLOCK_M, 1, BLOCK_K])
+    else:
+        a = tl.make_tensor_descriptor(a_ptr, [M, K], [K, 1], [BLOCK_M, BLOCK_K])
     b = tl.make_tensor_descriptor(b_ptr, [N, K], [K, 1], [BLOCK_N, BLOCK_K])
     out = tl.make_tensor_descriptor(out_ptr, [M, N], [N, 1], [BLOCK_M, BLOCK_N])
     m, n = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in tl.range(0, K, BLOCK_K, warp_specialize=SPECIALIZED):
-        acc = tl.dot(a.load([m, k]), b.load([n, k]).T, acc)
+        rows = a.load([m, 0, k] if APART else [m, k]).reshape(BLOCK_M, BLOCK_K)
+        acc = tl.dot(rows, b.load([n, k]).T, acc)
     out.store([m, n], acc.to(out_ptr.dtype.element_ty))
 
 
@@ -61,11 +68,17 @@ def _flattened(*, invariant: bool) -> Launch:
 
 
 def _by_descriptors(
-    *, specialized: bool = False, rows: int = 128, num_warps: int = 4, allocates: bool = True
+    *,
+    specialized: bool = False,
+    apart: bool = False,
+    rows: int = 128,
+    num_warps: int = 4,
+    allocates: bool = True,
 ) -> Launch:
     a, b, out = (torch.empty(1024, 1024, dtype=torch.bfloat16, device="meta") for _ in range(3))
     values = {"a_ptr": a, "b_ptr": b, "out_ptr": out, "M": 1024, "N": 1024, "K": 1024}
     blocks = {"BLOCK_M": rows, "BLOCK_N": 128, "BLOCK_K": 64, "SPECIALIZED": specialized}
+    blocks |= {"APART": apart}
     options = {"num_warps": num_warps, "num_stages": 3}
     return Launch(_descriptor_matmul_kernel, values | blocks, options, allocates)
 
@@ -97,6 +110,17 @@ def _epilogue(**units: int) -> Launch:
     return replace(launch, values=launch.values | units)
 
 
+def _convolution(resident: int) -> Launch:
+    """What conv1d_forward launches, with so many programs a processor."""
+    x = torch.empty(8, 1024, 256, dtype=torch.bfloat16, device="meta").mT
+    weight = torch.empty(256, 256, 3, dtype=torch.bfloat16, device="meta")
+    with recorded("sm_90") as recording:
+        conv1d_forward(x, weight)
+    (launch,) = (found for found in recording.launches if "programs" in found.values)
+    programs = resident * TARGETS["sm_90"].processors
+    return replace(launch, values=launch.values | {"programs": programs})
+
+
 def planted() -> Iterator[tuple[str, str, str, Launch]]:
     """(the gate that must catch it, target, dtype, launch)."""
     many_stages = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "num_stages": 12}
@@ -106,6 +130,8 @@ def planted() -> Iterator[tuple[str, str, str, Launch]]:
         ("stack", "bfloat16", _linear(BLOCK_M=64, BLOCK_N=128, num_warps=2)),
         ("matrix_units", "float32", _linear(torch.float32, **exact)),
         ("matrix_units", "bfloat16", _linear(num_warps=2)),
+        ("operands", "bfloat16", _by_descriptors(apart=True)),
+        ("programs", "bfloat16", _convolution(resident=3)),
         ("asynchronous_copies", "bfloat16", _linear(outputs=1020, num_stages=1)),
         ("narrow_loads", "bfloat16", _linear(inputs=1023, BLOCK_K=64)),
         ("narrow_stores", "bfloat16", _epilogue(L_UNIT=1)),

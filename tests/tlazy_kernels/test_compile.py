@@ -128,6 +128,7 @@ def test_kernels_that_multiply_matrices_are_known_as_such():
         "shared_memory",
         "stack",
         "matrix_units",
+        "operands",
         "asynchronous_copies",
         "narrow_loads",
         "narrow_stores",
@@ -140,7 +141,7 @@ def test_a_gate_catches_its_planted_defect(gate):
         assert any(breach.startswith(f"{gate}:") for breach in breaches(row)), row
 
 
-@pytest.mark.parametrize("gate", ["specialization", "scratch_memory", "fusion"])
+@pytest.mark.parametrize("gate", ["programs", "specialization", "scratch_memory", "fusion"])
 def test_a_gate_on_what_a_kernel_asks_for_catches_its_planted_defect_alone(gate):
     (row,) = (row for row in planted() if row.name == gate)
     assert [breach.partition(":")[0] for breach in breaches(row)] == [gate]

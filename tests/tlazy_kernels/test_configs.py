@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tlazy_kernels.configs import (
     split_contraction,
     split_rows,
 )
+from tlazy_kernels.conv1d_configs import programs_of
 from tlazy_kernels.targets import TARGETS
 
 sizes = st.integers(0, 2**33)
@@ -113,6 +115,23 @@ def test_a_product_of_few_tiles_is_split_until_it_fills_the_device():
     split = split_contraction(64, 64, 65_536, 2, "ieee", TARGETS["sm_90"])
     tiles = -(-64 // split.config.rows) * -(-64 // split.config.cols)
     assert split.parts * tiles > TARGETS["sm_90"].processors / 2
+
+
+def test_a_processor_holds_two_convolutions_whose_tiles_leave_in_parts():
+    """One's epilogue runs beside the other's products. As a whole, a tile would leave no room."""
+    sm_90 = TARGETS["sm_90"]
+    for tile in (TileConfig(128, 128, 64, 8, 3), TileConfig(128, 64, 64, 4, 4)):
+        assert tile.programs(2, sm_90, parts=1) == 1
+        assert programs_of(tile, 2, sm_90) == 2
+
+
+def test_registers_limit_the_convolutions_that_a_processor_holds():
+    sm_90, tile = TARGETS["sm_90"], TileConfig(128, 128, 64, 8, 3)
+    assert programs_of(tile, 2, sm_90, series=8) == 1
+    assert programs_of(tile, 2, sm_90, apart=True) == 1
+    assert programs_of(replace(tile, depth=32), 4, sm_90) == 1
+    assert programs_of(TileConfig(64, 64, 64, 4, 4), 2, sm_90) == 3
+    assert programs_of(TileConfig(64, 64, 64, 4, 4), 2, sm_90, together=4) == 2
 
 
 def test_a_config_cannot_be_changed():

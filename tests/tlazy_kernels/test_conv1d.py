@@ -17,7 +17,7 @@ from tests.tlazy_kernels.convolutions import (
 from tlazy_kernels import copies, launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
-from tlazy_kernels.conv1d_tiled import subtiles
+from tlazy_kernels.conv1d_configs import subtiles
 from tlazy_kernels.conv1d_tiles import load_rows, rows_of
 from tlazy_kernels.targets import STAND_IN, TARGETS
 
@@ -98,6 +98,9 @@ WORD_CASES = [
 ]
 
 
+BY_THREADS = "channels_last_by_threads"
+
+
 @pytest.mark.parametrize("case", WORD_CASES, ids=str)
 @pytest.mark.parametrize("padded", [False, True], ids=["dense", "rows apart"])
 def test_rows_of_samples_are_read_by_words_where_there_is_no_tma(
@@ -119,6 +122,24 @@ def test_rows_of_samples_are_read_by_words_where_there_is_no_tma(
     by_words = {step.kernel.fn.__name__ for step in steps if "words" in step.constants.values()}
     both = {"_conv1d_tiled_kernel", "_grad_weight_tiled_kernel"}
     assert by_words == (both if case.stride == 1 else {"_conv1d_tiled_kernel"})
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Convolution(3, 16, 24, 9, 3, stride=2, padding=(2, 1), dilation=3),  # series share tiles
+        Convolution(2, 32, 16, 37, 4, padding=(1, 2), groups=2),
+    ],
+    ids=str,
+)
+def test_threads_read_channels_last_where_there_is_no_tma(case, dtype, device, monkeypatch):
+    monkeypatch.setattr(launch, "target_of", lambda device: TARGETS["sm_80"])
+    monkeypatch.setattr(launch, "_plans", {})
+    x, weight, bias, grad = case.operands(dtype, device)
+    assert_all_agree(case, (channels_last(x), weight, bias, channels_last(grad)), None)
+    steps = [step for plan in launch._plans.values() for step in plan.steps]
+    named = {s.kernel.fn.__name__ for s in steps if BY_THREADS in s.constants.values()}
+    assert named == {"_conv1d_tiled_kernel", "_grad_weight_tiled_kernel"}
 
 
 def test_rows_of_samples_may_end_within_a_unit(dtype, device):

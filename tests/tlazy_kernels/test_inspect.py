@@ -129,6 +129,7 @@ SASS = """
         /*0130*/  LDGSTS.E.BYPASS.128 [R5], desc[UR4][R2.64] ;
         /*0140*/  LDGDEPBAR ;
         /*0150*/  HGMMA.64x64x16.F32.BF16 R24, R152, gdesc[UR8], R24 ;
+        /*0158*/  HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8].tnspB, R24, gsb0 ;
         /*0160*/  STL [R1], R4 ;
         /*0170*/  STG.E.U16 desc[UR4][R2.64], R4 ;
         /*0180*/  USETMAXREG.DEALLOC.CTAPOOL 0x18 ;
@@ -147,6 +148,7 @@ def test_instructions_are_counted_by_what_they_do():
         "setmaxnreg": 1,
         "store 2": 1,
         "wgmma": 1,
+        "wgmma from registers": 1,
     }
 
 
