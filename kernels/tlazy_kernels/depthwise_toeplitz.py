@@ -46,6 +46,14 @@ def _convolve_metadata(grid: tuple, kernel: Any, args: Mapping[str, Any]) -> dic
 
 
 @triton.jit
+def _place(block, blocks):
+    """The sample of the batch of each block, and its place there, in int64. They are divided as
+    wide as they come: a 64-bit division may be a call, and 2**31 blocks are 256 GiB a channel."""
+    batch = block // blocks
+    return batch.to(tl.int64), (block % blocks).to(tl.int64)
+
+
+@triton.jit
 def _window(
     row_ptr,
     block,
@@ -59,10 +67,11 @@ def _window(
     BLOCK: tl.constexpr,
 ):
     """The samples that blocks read, those from FIRST + chunk * BLOCK on: shape (rows, BLOCK)."""
-    start = (block % blocks) * (BLOCK // VECTOR) + (FIRST + chunk * BLOCK) // VECTOR
+    batch, place = _place(block, blocks)
+    start = place * (BLOCK // VECTOR) + (FIRST + chunk * BLOCK) // VECTOR
     source = (start * VECTOR)[:, None] + tl.arange(0, BLOCK)[None, :]
     exists = (source >= 0) & (source < vectors * VECTOR) & (block < rows)[:, None]
-    places = row_ptr + (block // blocks * stride_n * VECTOR)[:, None] + source
+    places = row_ptr + (batch * stride_n * VECTOR)[:, None] + source
     return tl.load(places, mask=exists, other=0.0)
 
 
@@ -85,13 +94,13 @@ def _by_taps(
 ):
     """The convolution of blocks without the matrix: what does not exist stays out of the sum."""
     acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    position = (block % blocks * BLOCK)[:, None] + tl.arange(0, BLOCK)[None, :]
+    batch, place = _place(block, blocks)
+    position = (place * BLOCK)[:, None] + tl.arange(0, BLOCK)[None, :]
+    x_rows = x_row + (batch * stride_xn * VECTOR)[:, None]
     for k in range(TAPS):
         source = position + k * DILATION - PADDING
         exists = (source >= 0) & (source < vectors * VECTOR) & (block < rows)[:, None]
-        x = tl.load(
-            x_row + (block // blocks * stride_xn * VECTOR)[:, None] + source, mask=exists, other=0.0
-        )
+        x = tl.load(x_rows + source, mask=exists, other=0.0)
         tap = TAPS - 1 - k if FLIPPED else k
         w = tl.load(weight_row + tl.cast(tap, tl.int64) * stride_wk).to(tl.float32)
         acc = tl.where(exists, acc + x.to(tl.float32) * w, acc)
@@ -114,13 +123,14 @@ def _finish(
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    position = (block % blocks * (BLOCK // VECTOR) * VECTOR)[:, None] + tl.arange(0, BLOCK)[None, :]
+    batch, place = _place(block, blocks)
+    position = (place * (BLOCK // VECTOR) * VECTOR)[:, None] + tl.arange(0, BLOCK)[None, :]
     mask = (position < out_vectors * VECTOR) & (block < rows)[:, None]
-    place = (block // blocks * stride_yn * VECTOR)[:, None] + position
+    offset = (batch * stride_yn * VECTOR)[:, None] + position
     z = acc + bias
     if SAVE_PREACTIVATION:
-        tl.store(z_row + place, z.to(z_row.dtype.element_ty), mask=mask)
-    tl.store(y_row + place, activate(z, ACTIVATION).to(y_row.dtype.element_ty), mask=mask)
+        tl.store(z_row + offset, z.to(z_row.dtype.element_ty), mask=mask)
+    tl.store(y_row + offset, activate(z, ACTIVATION).to(y_row.dtype.element_ty), mask=mask)
 
 
 # What changes with the length: strides are in vectors.
@@ -182,7 +192,7 @@ def _depthwise_toeplitz_kernel(
     stop = tl.minimum(start + steps_per_part * BLOCK, rows)
     suspicious = tl.zeros((BLOCK,), dtype=tl.int32)
     for row in range(start, stop, BLOCK):
-        block = (row + tl.arange(0, BLOCK)).to(tl.int64)
+        block = row + tl.arange(0, BLOCK)
         acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
         for chunk in tl.static_range(CHUNKS):
             x = _window(x_row, block, chunk, vectors, stride_xn, blocks, rows, FIRST, VECTOR, BLOCK)
@@ -205,6 +215,7 @@ def _depthwise_toeplitz_kernel(
         )
     if tl.max(suspicious, axis=0) > 0:
         for row in range(start, stop, BLOCK):
+            # Divided in 64 bits: in 32 the products' loop above would spill.
             block = (row + tl.arange(0, BLOCK)).to(tl.int64)
             acc = _by_taps(
                 x_row,
@@ -282,6 +293,7 @@ def _depthwise_toeplitz_grad_weight_kernel(
     start = tl.program_id(1) * steps_per_part * BLOCK
     stop = tl.minimum(start + steps_per_part * BLOCK, rows)
     for row in range(start, stop, BLOCK):
+        # Divided in 64 bits: in 32 the sums would spill on Blackwell.
         block = (row + tl.arange(0, BLOCK)).to(tl.int64)
         grad = _window(grad_row, block, 0, out_vectors, stride_gn, blocks, rows, 0, VECTOR, BLOCK)
         updated = ()
@@ -308,15 +320,15 @@ def _depthwise_toeplitz_grad_weight_kernel(
             acc = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
             for row in range(start, stop, BLOCK):
                 block = (row + tl.arange(0, BLOCK)).to(tl.int64)
-                position = (block % blocks * BLOCK)[:, None] + tl.arange(0, BLOCK)[None, :]
+                batch, nth = _place(block, blocks)
+                position = (nth * BLOCK)[:, None] + tl.arange(0, BLOCK)[None, :]
                 source = position + k * DILATION - PADDING
                 exists = (position < out_vectors * VECTOR) & (block < rows)[:, None]
                 exists = exists & (source >= 0) & (source < vectors * VECTOR)
-                batch = (block // blocks)[:, None]
-                grad = tl.load(
-                    grad_row + batch * stride_gn * VECTOR + position, mask=exists, other=0.0
-                )
-                x = tl.load(x_row + batch * stride_xn * VECTOR + source, mask=exists, other=0.0)
+                grads = grad_row + (batch * stride_gn * VECTOR)[:, None] + position
+                samples = x_row + (batch * stride_xn * VECTOR)[:, None] + source
+                grad = tl.load(grads, mask=exists, other=0.0)
+                x = tl.load(samples, mask=exists, other=0.0)
                 acc += grad.to(tl.float32) * x.to(tl.float32)
             total = tl.where(tap == k, tl.sum(tl.sum(acc, axis=1), axis=0), total)
         tl.store(place, total.to(out_ptr.dtype.element_ty), mask=tap < TAPS)

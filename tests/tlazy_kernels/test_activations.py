@@ -24,6 +24,9 @@ NAMES = tuple(reference.ACTIVATIONS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_activation = pytest.mark.parametrize("activation", NAMES)
 
+# Five units in the last place of 1, for what a GPU's exp2 and rsqrt may be off by.
+UNITS = 6e-7
+
 
 def saved_for(activation: str | None, z: torch.Tensor) -> torch.Tensor | None:
     """What the backward pass reads of a forward pass: z, or y = act(z), in z's dtype."""
@@ -32,10 +35,17 @@ def saved_for(activation: str | None, z: torch.Tensor) -> torch.Tensor | None:
     return reference.ACTIVATIONS[activation](z.float()).to(z.dtype)
 
 
-def forward(z: torch.Tensor, activation: str) -> torch.Tensor:
+def forward(z: torch.Tensor, activation: str, config: TileConfig | None = SMALL) -> torch.Tensor:
     """act(z) by a kernel: the epilogue of a product with nothing to sum."""
     empty = z.new_empty(1, 0), z.new_empty(z.numel(), 0)
-    return linear_forward(*empty, z, activation=activation, config=SMALL)[0][0]
+    return linear_forward(*empty, z, activation=activation, config=config)[0][0]
+
+
+def of_every_size() -> torch.Tensor:
+    """Float32 numbers of all exponents, subnormal ones too, and densely those up to 20."""
+    patterns = torch.arange(0, 0x7F80_0000, 0x7_FFFF, dtype=torch.int32)
+    sizes = torch.cat((patterns.view(torch.float32), torch.linspace(0, 20, 4096)))
+    return torch.cat((sizes, -sizes))
 
 
 @every_dtype
@@ -129,6 +139,37 @@ def test_float32_is_exact_for_small_and_large_inputs(activation, device):
         expected = reference.ACTIVATIONS[activation](exact(z))
         error = (exact(forward(z, activation)) - expected).abs().max()
         assert error <= TOLERANCES[torch.float32].relative * expected.abs().max()
+
+
+@every_activation
+def test_float32_is_within_a_few_units_of_float64_from_the_smallest_to_the_largest(
+    activation, device
+):
+    z = of_every_size()
+    wide = TileConfig(rows=16, cols=256, depth=16)
+    error = exact(forward(z.to(device), activation, wide)) - reference.ACTIVATIONS[activation](
+        exact(z)
+    )
+    assert (error.abs() <= UNITS * exact(z).abs().clamp(min=1)).all()
+
+
+@every_activation
+def test_derivatives_in_float32_are_within_a_few_units_of_float64(activation, device):
+    """Up to 1e9, beyond which the square of z, and with it gelu_tanh's derivative, overflows."""
+    z = of_every_size()
+    z = z[z.abs() < 1e9].reshape(-1, 1)
+    saved, grad = saved_for(activation, z), torch.ones_like(z)
+    found, _ = epilogue_backward(grad.to(device), saved.to(device), activation, bias=False)
+    expected, _ = reference.epilogue_backward(exact(grad), exact(saved), activation, bias=False)
+    assert ((exact(found) - expected).abs() <= UNITS).all()
+
+
+def test_gelu_of_negative_numbers_has_digits_of_its_own(device):
+    """As z (1 + erf) / 2 has not: of what cancels there, a fifth is left at -5."""
+    z = torch.linspace(-5, -1, 999)
+    expected = reference.ACTIVATIONS["gelu"](exact(z))
+    error = exact(forward(z.to(device), "gelu")) - expected
+    assert (error.abs() <= 1e-3 * expected.abs()).all()
 
 
 @every_activation
