@@ -127,7 +127,7 @@ def planted() -> Iterator[tuple[str, str, str, Launch]]:
     exact = {"PRECISION": "ieee", "BLOCK_K": 16}
     found = [
         ("shared_memory", "bfloat16", _linear(**many_stages)),
-        ("stack", "bfloat16", _linear(BLOCK_M=64, BLOCK_N=128, num_warps=2)),
+        ("stack", "bfloat16", _linear(BLOCK_M=64, BLOCK_N=256, num_warps=2)),
         ("matrix_units", "float32", _linear(torch.float32, **exact)),
         ("matrix_units", "bfloat16", _linear(num_warps=2)),
         ("operands", "bfloat16", _by_descriptors(apart=True)),
@@ -149,7 +149,7 @@ def planted() -> Iterator[tuple[str, str, str, Launch]]:
     yield "matrix_units", "sm_80", "float32", _linear(torch.float32, "sm_80", **exact)
     yield "asynchronous_copies", "sm_80", "bfloat16", _linear(target="sm_80", num_stages=1)
     yield "matrix_units", "sm_100", "bfloat16", _linear(target="sm_100", num_warps=2)
-    large = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 32, "num_warps": 2, "num_stages": 1}
+    large = {"BLOCK_M": 256, "BLOCK_N": 256, "BLOCK_K": 32, "num_warps": 2, "num_stages": 1}
     yield "stack", "gfx942", "bfloat16", _linear(target="gfx942", **large)
 
 
