@@ -6,6 +6,7 @@ pass, it reads tiles through tensor descriptors where memory is aligned, and by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from tlazy_kernels.configs import TileConfig, dot_config, split_rows
-from tlazy_kernels.conv1d_configs import grad_weight_config, series_in_tile, subtiles
+from tlazy_kernels.conv1d_configs import (
+    grad_weight_config,
+    grad_weight_parts,
+    series_in_tile,
+    subtiles,
+)
 from tlazy_kernels.conv1d_filters import groups_together
 from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles
 from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
@@ -327,7 +333,10 @@ def _tiled_step(
     block_l = config.depth // block_n
     tiles = triton.cdiv(group_out, config.rows) * triton.cdiv(group_in, config.cols) * taps * groups
     steps = triton.cdiv(out_length, block_l) * triton.cdiv(batch, block_n)
-    parts, steps_per_part = split_rows(steps, tiles, 1)
+    elements = math.prod(shape)
+    parts, steps_per_part, _ = grad_weight_parts(
+        target, config, steps, tiles, elements, x.element_size(), precision
+    )
     step = Step(
         _grad_weight_tiled_kernel,
         (tiles, parts),

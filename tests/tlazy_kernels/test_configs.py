@@ -19,7 +19,7 @@ from tlazy_kernels.configs import (
     split_contraction,
     split_rows,
 )
-from tlazy_kernels.conv1d_configs import programs_of
+from tlazy_kernels.conv1d_configs import grad_weight_config, grad_weight_parts, programs_of
 from tlazy_kernels.targets import TARGETS
 
 sizes = st.integers(0, 2**33)
@@ -132,6 +132,58 @@ def test_registers_limit_the_convolutions_that_a_processor_holds():
     assert programs_of(replace(tile, depth=32), 4, sm_90) == 1
     assert programs_of(TileConfig(64, 64, 64, 4, 4), 2, sm_90) == 3
     assert programs_of(TileConfig(64, 64, 64, 4, 4), 2, sm_90, together=4) == 2
+
+
+# Batch, output length, C_in, C_out, K of layers of published networks.
+WEIGHT_GRADIENTS = {
+    "Whisper": (16, 1500, 1280, 1280, 3),
+    "1024 channels": (16, 4096, 1024, 1024, 3),
+    "wav2vec2": (32, 15_999, 512, 512, 3),
+    "DAC": (8, 24_000, 64, 64, 7),
+    "WaveNet": (8, 16_000, 256, 512, 2),
+    "UNet": (256, 128, 256, 256, 5),
+    "EnCodec": (8, 12_000, 64, 128, 4),
+}
+
+
+@pytest.mark.parametrize(("itemsize", "precision"), [(2, "ieee"), (4, "tf32x3")])
+@pytest.mark.parametrize("layer", WEIGHT_GRADIENTS)
+def test_parts_of_a_weight_gradient_leave_no_tenth_of_the_processors_idle(
+    layer, itemsize, precision
+):
+    target = TARGETS["sm_90"]
+    batch, length, channels, filters, taps = WEIGHT_GRADIENTS[layer]
+    tile = grad_weight_config(
+        target,
+        rows=batch * length,
+        filters=filters,
+        channels=channels,
+        copies=taps,
+        itemsize=itemsize,
+        precision=precision,
+        words=False,
+    )
+    tiles = -(-filters // tile.rows) * -(-channels // tile.cols) * taps
+    steps = -(-length // tile.depth) * batch
+    settings = target, tile, steps, tiles, filters * channels * taps, itemsize, precision
+    found = grad_weight_parts(*settings)
+    rounds = -(-tiles * found.parts // target.processors)
+    assert tiles * steps >= 0.9 * rounds * target.processors * found.steps
+    assert found == grad_weight_parts(*settings)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 10**4),
+    st.sampled_from([(2, "ieee"), (4, "tf32"), (4, "tf32x3")]),
+    st.sampled_from(sorted(TARGETS)),
+)
+def test_parts_of_a_weight_gradient_cover_every_step_and_none_is_empty(steps, tiles, kind, target):
+    tile = TileConfig(64, 64, 32)
+    found = grad_weight_parts(TARGETS[target], tile, steps, tiles, tiles * 64 * 64, *kind)
+    assert found.parts * found.steps >= steps
+    assert (found.parts - 1) * found.steps < max(steps, 1)
+    assert found.steps >= min(steps, 4)
 
 
 def test_a_config_cannot_be_changed():
