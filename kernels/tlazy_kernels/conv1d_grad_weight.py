@@ -297,7 +297,8 @@ def _tiles(
     ):
         source, form = i, readable_tiles(target, tensor, geometry.groups, step, shifted=i == 1)
         if form is None:
-            if not copy_pays(tensor, shape[2] * filter_blocks(others)):
+            reads = shape[2] * grad.shape[2] / tensor.shape[2]  # for each output and tap
+            if not copy_pays(tensor, reads * filter_blocks(others)):
                 return None
             source = 2 + len(buffers)
             buffer, copy, form = tiled_copy(tensor, geometry.groups, i, source)

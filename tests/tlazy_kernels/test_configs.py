@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlazy_kernels import environment
+from tests.tlazy_kernels.convolutions import Convolution
+from tlazy_kernels import conv1d, copies, environment
 from tlazy_kernels.configs import (
     TARGET_PROGRAMS,
     TileConfig,
@@ -20,6 +21,8 @@ from tlazy_kernels.configs import (
     split_rows,
 )
 from tlazy_kernels.conv1d_configs import grad_weight_config, grad_weight_parts, programs_of
+from tlazy_kernels.conv1d_tiled import _conv1d_tiled_kernel
+from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import TARGETS
 
 sizes = st.integers(0, 2**33)
@@ -184,6 +187,33 @@ def test_parts_of_a_weight_gradient_cover_every_step_and_none_is_empty(steps, ti
     assert found.parts * found.steps >= steps
     assert (found.parts - 1) * found.steps < max(steps, 1)
     assert found.steps >= min(steps, 4)
+
+
+def test_a_gather_pays_for_the_taps_that_a_stride_skips(monkeypatch):
+    """wav2vec2's first layer loads 10 taps of each of 5 residues, of which 2 each count."""
+    seen: list[float] = []
+
+    def pays(x: torch.Tensor, reads: float) -> bool:
+        seen.append(reads)
+        return True
+
+    monkeypatch.setattr(conv1d, "copy_pays", pays)
+    case = Convolution(32, 1, 512, 160_000, 10, stride=5)
+    _, weight, _, grad = (torch.empty(s, device="meta") for s in case.shapes)
+    geometry, how = Geometry(*case.settings), ("zeros", None, None, "ieee", None)
+    planned = TARGETS["sm_90"], grad, weight, None, geometry, case.length, *how
+    plan = conv1d._plan_grad_input(*planned)
+    assert seen == [pytest.approx(50, rel=1e-3)]
+    assert plan.steps[-1].kernel is _conv1d_tiled_kernel
+
+
+@pytest.mark.parametrize(
+    ("reads", "itemsize", "pays"), [(1.5, 2, False), (2, 2, True), (3, 4, False), (4, 4, True)]
+)
+def test_a_copy_pays_where_its_bytes_take_less_time_than_a_gathers_loads(reads, itemsize, pays):
+    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+    assert copies.copy_pays(torch.empty(1 << 20, dtype=dtype, device="meta"), reads) is pays
+    assert not copies.copy_pays(torch.empty(1 << 10, dtype=dtype, device="meta"), reads)
 
 
 def test_a_config_cannot_be_changed():
