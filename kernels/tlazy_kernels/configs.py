@@ -10,7 +10,8 @@ import triton
 from tlazy_kernels.targets import Target
 
 # Enough programs to fill any current GPU twice. A constant rather than the device's own count, so
-# that the order of a split reduction, and with it the result, is the same on every device.
+# that the order of a split reduction, and with it the result, is the same on every device. Products
+# by tiles are split for the device instead, of which a constant would leave much idle.
 TARGET_PROGRAMS = 256
 
 
