@@ -10,7 +10,8 @@ import triton
 from tlazy_kernels.targets import Target
 
 # Enough programs to fill any current GPU twice. A constant rather than the device's own count, so
-# that the order of a split reduction, and with it the result, is the same on every device.
+# that the order of a split reduction, and with it the result, is the same on every device. Products
+# by tiles are split for the device instead, of which a constant would leave much idle.
 TARGET_PROGRAMS = 256
 
 
@@ -187,7 +188,7 @@ HALVES_TAKE_TURNS = tuple(int(part) for part in triton.__version__.split(".")[:2
 _LATENCY = 800
 _STEP = 40
 _START = 2500
-_LAUNCH = 5000
+LAUNCH_CYCLES = 5000
 _CACHE_BYTES = 44
 _EPILOGUE = {None: 0.05, "relu": 0.06}
 _EPILOGUE_OTHERS = 0.3
@@ -320,5 +321,5 @@ def _cycles(
     least = (m * k + k * n + m * n) * itemsize / target.memory_bytes / target.processors
     total = max(busy, least)
     if parts > 1:
-        total += _LAUNCH + 8 * parts * m * n / target.memory_bytes / target.processors
+        total += LAUNCH_CYCLES + 8 * parts * m * n / target.memory_bytes / target.processors
     return total

@@ -285,8 +285,24 @@ def plan_convolution(
     *tensors_and_settings: Any,
 ) -> Plan:
     """Fill y with the convolution of x, or (transposed) with the way back from outputs x."""
-    planner = depthwise.plan_convolution if weight.shape[1] == 1 else _plan_dense
+    dense = weight.shape[1] > 1 or _contracts_filters(weight, *tensors_and_settings)
+    planner = _plan_dense if dense else depthwise.plan_convolution
     return planner(target, x, weight, *tensors_and_settings)
+
+
+def _contracts_filters(
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    preactivation: Tensor | None,
+    geometry: Geometry,
+    transposed: bool,
+    *settings: Any,
+) -> bool:
+    """Whether it is the way back to one channel, of filters enough for a matrix product."""
+    config = settings[-1]
+    many = weight.shape[0] >= depthwise.MANY_FILTERS
+    return config is None and transposed and geometry.groups == 1 and many
 
 
 def _plan_dense(
@@ -333,7 +349,8 @@ def _plan_dense(
     blocks = geometry._replace(groups=geometry.groups // together)
     if fits_tiles(x, y.shape[2], weight.shape[2], geometry):
         tiled = readable_tiles(target, x, blocks.groups, 1 if transposed else geometry.stride)
-        reads = weight.shape[2] / (geometry.stride if transposed else 1)
+        # A gather loads for each output and tap: on the way back also what the stride skips.
+        reads = weight.shape[2] * y.shape[2] / x.shape[2]
         reads *= filter_blocks(y.shape[1] // geometry.groups)
         if tiled is None and copy_pays(x, reads):
             source = len(tensors)

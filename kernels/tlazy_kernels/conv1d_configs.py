@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
-from tlazy_kernels.configs import TileConfig, split_rows, step_cycles
+from tlazy_kernels.configs import LAUNCH_CYCLES, TileConfig, step_cycles
 from tlazy_kernels.targets import Target
 
 # Cycles, rounded, of a tile's start: its first loads' way, and the descriptors' where they change.
 _START = 1500
+
+# Of a weight gradient: the least steps worth a part of their own, and the most parts in turn that
+# a processor is given. More would even out what a last round leaves idle, and add partial sums. And
+# what a model cannot tell from the least time.
+_LEAST_STEPS = 4
+_MOST_ROUNDS = 8
+_NEARLY = 1.04
 
 
 def series_in_tile(config_rows: int, rows: int) -> int:
@@ -138,11 +146,63 @@ def grad_weight_config(
     def cycles(tile: TileConfig) -> float:
         tiles = -(-filters // tile.rows) * -(-channels // tile.cols) * copies
         steps = -(-rows // tile.depth)
-        parts, steps_per_part = split_rows(steps, tiles, 1)
-        waves = -(-tiles * parts // target.processors)
-        return waves * (steps_per_part * step_cycles(tile, itemsize, precision, target) + _START)
+        elements = filters * channels * copies
+        found = grad_weight_parts(target, tile, steps, tiles, elements, itemsize, precision)
+        return found.cycles
 
     return min(_tiles(target, channels, rows, itemsize, words), key=cycles)
+
+
+class Sum(NamedTuple):
+    """How a weight gradient's sum is taken.
+
+    Attributes:
+        parts: how many, which another launch adds up where there are several.
+        steps: of each part but the last.
+        cycles: modelled, of it all.
+    """
+
+    parts: int
+    steps: int
+    cycles: float
+
+
+def grad_weight_parts(
+    target: Target,
+    tile: TileConfig,
+    steps: int,
+    tiles: int,
+    elements: int,
+    itemsize: int,
+    precision: str,
+) -> Sum:
+    """Nearly the least modelled time, in few parts: none, or as many as give all processors as
+    nearly the same as they can. The same on every call.
+
+    Args:
+        steps: of a tile's sum.
+        tiles: of the gradient, for all taps and groups.
+        elements: of the gradient.
+    """
+    fit = programs_of(tile, itemsize, target)
+    memory = target.memory_bytes * target.processors
+
+    def split(wanted: int) -> Sum:
+        each = max(1, -(-steps // max(1, min(wanted, steps // _LEAST_STEPS))))
+        parts = max(1, -(-steps // each))
+        in_turn = -(-tiles * parts // target.processors)
+        resident = min(fit, in_turn)
+        step = step_cycles(tile, itemsize, precision, target, resident)
+        cycles = in_turn * (each * step + _START / resident)
+        if parts > 1:  # partial sums are written and read
+            cycles += LAUNCH_CYCLES + 8 * parts * elements / memory
+        return Sum(parts, each, cycles)
+
+    rounds = range(1, _MOST_ROUNDS + 1)
+    wanted = {1, *(count * target.processors // tiles for count in rounds)}
+    found = [split(count) for count in sorted(wanted)]
+    enough = min(one.cycles for one in found) * _NEARLY
+    return next(one for one in found if one.cycles <= enough)  # with the fewest parts
 
 
 def _tiles(

@@ -6,6 +6,7 @@ pass, it reads tiles through tensor descriptors where memory is aligned, and by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from tlazy_kernels.configs import TileConfig, dot_config, split_rows
-from tlazy_kernels.conv1d_configs import grad_weight_config, series_in_tile, subtiles
+from tlazy_kernels.conv1d_configs import (
+    grad_weight_config,
+    grad_weight_parts,
+    series_in_tile,
+    subtiles,
+)
 from tlazy_kernels.conv1d_filters import groups_together
 from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles
 from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
@@ -291,7 +297,8 @@ def _tiles(
     ):
         source, form = i, readable_tiles(target, tensor, geometry.groups, step, shifted=i == 1)
         if form is None:
-            if not copy_pays(tensor, shape[2] * filter_blocks(others)):
+            reads = shape[2] * grad.shape[2] / tensor.shape[2]  # for each output and tap
+            if not copy_pays(tensor, reads * filter_blocks(others)):
                 return None
             source = 2 + len(buffers)
             buffer, copy, form = tiled_copy(tensor, geometry.groups, i, source)
@@ -327,7 +334,10 @@ def _tiled_step(
     block_l = config.depth // block_n
     tiles = triton.cdiv(group_out, config.rows) * triton.cdiv(group_in, config.cols) * taps * groups
     steps = triton.cdiv(out_length, block_l) * triton.cdiv(batch, block_n)
-    parts, steps_per_part = split_rows(steps, tiles, 1)
+    elements = math.prod(shape)
+    parts, steps_per_part, _ = grad_weight_parts(
+        target, config, steps, tiles, elements, x.element_size(), precision
+    )
     step = Step(
         _grad_weight_tiled_kernel,
         (tiles, parts),

@@ -110,14 +110,17 @@ def copy_step(
 # Elements from which on a copy takes longer than its launch.
 LEAST_COPY = 1 << 18
 
+# Bytes that a copy moves in the time of a gather's load of one element, masked or not, from its
+# instructions on sm_90: of 2 bytes or of 4.
+LOAD_BYTES = 2.3
+
 
 def copy_pays(x: Tensor, reads: float) -> bool:
-    """Whether to copy x for tiles, where each of its elements would be gathered so many times.
+    """Whether to copy x for tiles, where a gather would load each of its elements so many times.
 
-    A copy moves an element's bytes twice through memory; a gather's load takes the time of about
-    one such byte's way, whatever the element's size.
+    A copy moves an element's bytes twice through memory.
     """
-    return x.numel() >= LEAST_COPY and reads >= 2 * x.element_size()
+    return x.numel() >= LEAST_COPY and reads * LOAD_BYTES >= 2 * x.element_size()
 
 
 def tiled_copy(x: Tensor, groups: int, source: int, target: int) -> tuple[Buffer, Step, Tiled]:

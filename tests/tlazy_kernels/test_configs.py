@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlazy_kernels import environment
+from tests.tlazy_kernels.convolutions import Convolution
+from tlazy_kernels import conv1d, copies, environment
 from tlazy_kernels.configs import (
     TARGET_PROGRAMS,
     TileConfig,
@@ -19,7 +20,9 @@ from tlazy_kernels.configs import (
     split_contraction,
     split_rows,
 )
-from tlazy_kernels.conv1d_configs import programs_of
+from tlazy_kernels.conv1d_configs import grad_weight_config, grad_weight_parts, programs_of
+from tlazy_kernels.conv1d_tiled import _conv1d_tiled_kernel
+from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import TARGETS
 
 sizes = st.integers(0, 2**33)
@@ -132,6 +135,85 @@ def test_registers_limit_the_convolutions_that_a_processor_holds():
     assert programs_of(replace(tile, depth=32), 4, sm_90) == 1
     assert programs_of(TileConfig(64, 64, 64, 4, 4), 2, sm_90) == 3
     assert programs_of(TileConfig(64, 64, 64, 4, 4), 2, sm_90, together=4) == 2
+
+
+# Batch, output length, C_in, C_out, K of layers of published networks.
+WEIGHT_GRADIENTS = {
+    "Whisper": (16, 1500, 1280, 1280, 3),
+    "1024 channels": (16, 4096, 1024, 1024, 3),
+    "wav2vec2": (32, 15_999, 512, 512, 3),
+    "DAC": (8, 24_000, 64, 64, 7),
+    "WaveNet": (8, 16_000, 256, 512, 2),
+    "UNet": (256, 128, 256, 256, 5),
+    "EnCodec": (8, 12_000, 64, 128, 4),
+}
+
+
+@pytest.mark.parametrize(("itemsize", "precision"), [(2, "ieee"), (4, "tf32x3")])
+@pytest.mark.parametrize("layer", WEIGHT_GRADIENTS)
+def test_parts_of_a_weight_gradient_leave_no_tenth_of_the_processors_idle(
+    layer, itemsize, precision
+):
+    target = TARGETS["sm_90"]
+    batch, length, channels, filters, taps = WEIGHT_GRADIENTS[layer]
+    tile = grad_weight_config(
+        target,
+        rows=batch * length,
+        filters=filters,
+        channels=channels,
+        copies=taps,
+        itemsize=itemsize,
+        precision=precision,
+        words=False,
+    )
+    tiles = -(-filters // tile.rows) * -(-channels // tile.cols) * taps
+    steps = -(-length // tile.depth) * batch
+    settings = target, tile, steps, tiles, filters * channels * taps, itemsize, precision
+    found = grad_weight_parts(*settings)
+    rounds = -(-tiles * found.parts // target.processors)
+    assert tiles * steps >= 0.9 * rounds * target.processors * found.steps
+    assert found == grad_weight_parts(*settings)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 10**4),
+    st.sampled_from([(2, "ieee"), (4, "tf32"), (4, "tf32x3")]),
+    st.sampled_from(sorted(TARGETS)),
+)
+def test_parts_of_a_weight_gradient_cover_every_step_and_none_is_empty(steps, tiles, kind, target):
+    tile = TileConfig(64, 64, 32)
+    found = grad_weight_parts(TARGETS[target], tile, steps, tiles, tiles * 64 * 64, *kind)
+    assert found.parts * found.steps >= steps
+    assert (found.parts - 1) * found.steps < max(steps, 1)
+    assert found.steps >= min(steps, 4)
+
+
+def test_a_gather_pays_for_the_taps_that_a_stride_skips(monkeypatch):
+    """wav2vec2's first layer loads 10 taps of each of 5 residues, of which 2 each count."""
+    seen: list[float] = []
+
+    def pays(x: torch.Tensor, reads: float) -> bool:
+        seen.append(reads)
+        return True
+
+    monkeypatch.setattr(conv1d, "copy_pays", pays)
+    case = Convolution(32, 1, 512, 160_000, 10, stride=5)
+    _, weight, _, grad = (torch.empty(s, device="meta") for s in case.shapes)
+    geometry, how = Geometry(*case.settings), ("zeros", None, None, "ieee", None)
+    planned = TARGETS["sm_90"], grad, weight, None, geometry, case.length, *how
+    plan = conv1d._plan_grad_input(*planned)
+    assert seen == [pytest.approx(50, rel=1e-3)]
+    assert plan.steps[-1].kernel is _conv1d_tiled_kernel
+
+
+@pytest.mark.parametrize(
+    ("reads", "itemsize", "pays"), [(1.5, 2, False), (2, 2, True), (3, 4, False), (4, 4, True)]
+)
+def test_a_copy_pays_where_its_bytes_take_less_time_than_a_gathers_loads(reads, itemsize, pays):
+    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+    assert copies.copy_pays(torch.empty(1 << 20, dtype=dtype, device="meta"), reads) is pays
+    assert not copies.copy_pays(torch.empty(1 << 10, dtype=dtype, device="meta"), reads)
 
 
 def test_a_config_cannot_be_changed():

@@ -248,6 +248,20 @@ def test_what_tiles_cannot_read_is_copied_where_that_pays(case, last, dtype, dev
     assert ran - {"_sum_kernel", "_block_diagonal_kernel"} == wanted
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["NCL", "NLC"])
+@pytest.mark.parametrize("stride", [1, 5])
+def test_the_way_back_from_many_filters_to_one_channel_is_by_tiles(
+    last, stride, dtype, device, monkeypatch
+):
+    monkeypatch.setattr(copies, "LEAST_COPY", 0)
+    case = Convolution(2, 1, 16, 45, 10, stride=stride, padding=(1, 0))
+    _, weight, _, grad = case.operands(dtype, device)
+    grad = channels_last(grad) if last else grad
+    ran = kernels_of(lambda: conv1d_grad_input(grad, weight, case.length, *case.settings))
+    assert ran == {"_conv1d_tiled_kernel", "_copy_kernel"}
+    assert_agrees(conv1d_grad_input, grad, weight, case.length, *case.settings)
+
+
 def test_a_copy_reads_series_that_lie_a_broken_unit_apart(dtype, device, monkeypatch):
     monkeypatch.setattr(copies, "LEAST_COPY", 1)
     case = Convolution(2, 5, 7, 40, 17, stride=2, padding=(3, 9))
