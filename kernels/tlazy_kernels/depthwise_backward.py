@@ -12,6 +12,7 @@ from triton.runtime.jit import JITFunction
 from tlazy_kernels import configs
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
 from tlazy_kernels.splits import sum_step
+from tlazy_kernels.targets import Target
 
 # Taps that a program takes at a time, and keeps sums for.
 BLOCK_K = 8
@@ -42,14 +43,22 @@ def fits_one_pass(taps: int, needs: Needs) -> bool:
     return taps <= BLOCK_K or not (needs.x or needs.bias)
 
 
-def parts_of(steps: int, channel_blocks: int) -> tuple[int, int]:
+def parts_of(steps: int, channel_blocks: int, programs: int | None = None) -> tuple[int, int]:
     """(parts, steps in each) of a pass that so many programs side by side share.
 
-    Four times the programs of a matrix product: these hide latency by their number alone.
+    By default four times the programs of a matrix product: these hide latency by their number
+    alone.
     """
-    wanted = max(1, min(4 * configs.TARGET_PROGRAMS // channel_blocks, steps // 2))
+    programs = programs or 4 * configs.TARGET_PROGRAMS
+    wanted = max(1, min(programs // channel_blocks, steps // 2))
     steps_per_part = -(-steps // wanted)
     return -(-steps // steps_per_part), steps_per_part
+
+
+def whole_waves(target: Target) -> int:
+    """Programs that keep processors busy to the end whether 2, 3, 4 or 6 fit on one at a time,
+    which a compiler decides; of many small processors fewer, or sums would be many too."""
+    return min(7 * configs.TARGET_PROGRAMS, 12 * target.processors)
 
 
 def backward_plan(

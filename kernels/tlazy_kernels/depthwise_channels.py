@@ -30,6 +30,7 @@ from tlazy_kernels.depthwise_backward import (
     backward_plan,
     fits_one_pass,
     parts_of,
+    whole_waves,
 )
 from tlazy_kernels.launch import Plan, Step, metadata
 from tlazy_kernels.targets import Target
@@ -386,7 +387,8 @@ def channels_backward(
     # Single channels have addresses of their own, which leaves registers for half as many sums.
     tile = config or _channels_config(channels, 512 if vector > 1 else 256)
     channel_blocks = -(-channels // tile.cols) * -(-taps // BLOCK_K)
-    parts, steps_per_part = parts_of(-(-batch * runs // tile.rows), channel_blocks)
+    steps = -(-batch * runs // tile.rows)
+    parts, steps_per_part = parts_of(steps, channel_blocks, whole_waves(target))
     grad_strides, saved_strides, x_strides, grad_x_strides = (
         (0, 0) if t is None else _row_strides(t, vector) for t in passed
     )

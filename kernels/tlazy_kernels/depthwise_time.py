@@ -30,6 +30,7 @@ from tlazy_kernels.depthwise_backward import (
     backward_plan,
     fits_one_pass,
     parts_of,
+    whole_waves,
 )
 from tlazy_kernels.launch import Plan, Step, metadata
 from tlazy_kernels.targets import Target
@@ -370,7 +371,7 @@ def time_backward(
         tile = replace(tile, num_warps=8)  # or the vectors that the taps reach would spill
     steps = batch * -(-max(vectors, out_vectors) // tile.rows)
     channel_blocks = -(-channels // tile.cols) * -(-taps // BLOCK_K)
-    parts, steps_per_part = parts_of(steps, channel_blocks)
+    parts, steps_per_part = parts_of(steps, channel_blocks, whole_waves(target))
     grad_strides, saved_strides, x_strides, grad_x_strides = (
         (0, 0) if t is None else row_strides(t, vector) for t in passed
     )
