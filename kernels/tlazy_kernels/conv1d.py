@@ -285,7 +285,7 @@ def plan_convolution(
     *tensors_and_settings: Any,
 ) -> Plan:
     """Fill y with the convolution of x, or (transposed) with the way back from outputs x."""
-    dense = weight.shape[1] > 1 or _contracts_filters(weight, *tensors_and_settings)
+    dense = weight.shape[1] != 1 or _contracts_filters(weight, *tensors_and_settings)
     planner = _plan_dense if dense else depthwise.plan_convolution
     return planner(target, x, weight, *tensors_and_settings)
 
