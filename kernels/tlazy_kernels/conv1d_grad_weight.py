@@ -23,7 +23,7 @@ from tlazy_kernels.conv1d_configs import (
     subtiles,
 )
 from tlazy_kernels.conv1d_filters import groups_together
-from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles
+from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, form_on, readable_tiles
 from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.first_layer import first_layer_grad_weight
@@ -70,7 +70,7 @@ def _grad_weight_tiled_kernel(
     stride_xg,
     stride_xt,
     STRIDE: tl.constexpr,
-    GRAD_FORM: tl.constexpr,  # as layouts.Tiled.form_on
+    GRAD_FORM: tl.constexpr,  # as in conv1d_tiled.form_on
     X_FORM: tl.constexpr,
     L_UNIT: tl.constexpr,  # divides out_length
     PRECISION: tl.constexpr,
@@ -362,8 +362,8 @@ def _tiled_step(
         ),
         {
             "STRIDE": stride,
-            "GRAD_FORM": tiled_grad.form_on(target),
-            "X_FORM": tiled_x.form_on(target),
+            "GRAD_FORM": form_on(target, tiled_grad),
+            "X_FORM": form_on(target, tiled_x),
             "L_UNIT": of_grad["L_UNIT"],
             "PRECISION": precision,
             "SUBTILES": subtiles(config, target),

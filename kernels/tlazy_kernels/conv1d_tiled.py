@@ -82,7 +82,7 @@ def _conv1d_tiled_kernel(
     stride_yl,
     STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    FORM: tl.constexpr,  # of x, as layouts.Tiled.form_on
+    FORM: tl.constexpr,  # of x, as in form_on
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE_PREACTIVATION: tl.constexpr,
@@ -202,6 +202,13 @@ def readable_tiles(
     return tiled._replace(form="words") if shifted else tiled
 
 
+def form_on(target: Target, tiled: layouts.Tiled) -> str:
+    """The form as the kernels are told it, which take channels last in another order of dimensions
+    (``"channels_last_by_threads"``) where no unit of its own copies tiles."""
+    by_threads = tiled.channels_last and not target.copies_tiles
+    return f"{tiled.form}_by_threads" if by_threads else tiled.form
+
+
 def filter_blocks(filters: int) -> int:
     """How often a product by gathered tiles reads each of its rows for each tap."""
     return triton.cdiv(filters, 64)
@@ -289,7 +296,7 @@ def tiled_steps(
         {
             "STRIDE": stride,
             "TRANSPOSED": transposed,
-            "FORM": tiled.form_on(target),
+            "FORM": form_on(target, tiled),
             "ACTIVATION": activation,
             "HAS_BIAS": bias is not None,
             "SAVE_PREACTIVATION": preactivation is not None,

@@ -27,7 +27,7 @@ def rows_of(
     """What load_rows reads: rows that lie STEP samples apart; all else is zeros.
 
     A descriptor, or of words, which are none of its elements, the tuple that :func:`_from_words`
-    takes. FORM is as ``layouts.Tiled.form_on``. Strides are in units of 16 bytes, which lets the
+    takes. FORM is as in ``conv1d_tiled.form_on``. Strides are in units of 16 bytes, which lets the
     compiler know that addresses are aligned.
     """
     UNIT: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth

@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from tlazy_kernels.environment import INTERPRETED
-from tlazy_kernels.targets import Target
 
 # Tensor descriptors take addresses and strides of whole units, and sizes below 2**31.
 UNIT_BYTES = 16
@@ -45,12 +44,6 @@ class Tiled(NamedTuple):
     @property
     def channels_last(self) -> bool:
         return self.form == "channels_last"
-
-    def form_on(self, target: Target) -> str:
-        """As the kernels are told it, which take channels last in another order of dimensions
-        (``"channels_last_by_threads"``) where no unit of its own copies tiles."""
-        by_threads = self.channels_last and not target.copies_tiles
-        return f"{self.form}_by_threads" if by_threads else self.form
 
 
 def is_channels_last(x: Tensor) -> bool:
