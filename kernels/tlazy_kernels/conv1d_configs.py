@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -119,7 +119,7 @@ def conv1d_config(
         least = min(tile.rows for tile in tiles)
         warps = least // 16 if target.copies_tiles else 256 // target.gpu.warp_size
         tiles = [replace(tile, num_warps=warps) for tile in tiles if tile.rows == least]
-    return min(tiles, key=cycles)
+    return _nearly_least(tiles, cycles)
 
 
 def grad_weight_config(
@@ -150,7 +150,7 @@ def grad_weight_config(
         found = grad_weight_parts(target, tile, steps, tiles, elements, itemsize, precision)
         return found.cycles
 
-    return min(_tiles(target, channels, rows, itemsize, words), key=cycles)
+    return _nearly_least(_tiles(target, channels, rows, itemsize, words), cycles)
 
 
 class Sum(NamedTuple):
@@ -203,6 +203,14 @@ def grad_weight_parts(
     found = [split(count) for count in sorted(wanted)]
     enough = min(one.cycles for one in found) * _NEARLY
     return next(one for one in found if one.cycles <= enough)  # with the fewest parts
+
+
+def _nearly_least(tiles: Iterable[TileConfig], cycles: Callable[[TileConfig], float]) -> TileConfig:
+    """The first tile of nearly the least modelled time, so that lengths that differ little share
+    one, and with it what is compiled."""
+    times = [(cycles(tile), tile) for tile in tiles]
+    enough = min(time for time, _ in times) * _NEARLY
+    return next(tile for time, tile in times if time <= enough)
 
 
 def _tiles(

@@ -147,7 +147,7 @@ def source(launch: Launch) -> ASTSource:
         else:
             signature[parameter.name] = "i32" if value < 2**31 else "i64"
             aligned = value % 16 == 0
-        if aligned and special:
+        if aligned and special and not parameter.do_not_specialize_on_alignment:
             hints[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, hints)
 
