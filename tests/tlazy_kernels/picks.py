@@ -115,7 +115,9 @@ def convolution_calls(layers: list[Convolution], dtype: torch.dtype) -> Iterator
         tag = " odd" if any(n * dtype.itemsize % 16 for n in rows if n > 1) else ""
         of_y = strides_like(grad.shape, x)
         torn = tag or (" odd" if any(n * dtype.itemsize % 16 for n in of_y if n > 1) else "")
-        apart = " apart" if layer.stride > 1 and grad.stride(2) == 1 else ""
+        # Of one channel, samples lie side by side in either layout.
+        samples = grad.stride(2) == 1 or layer.in_channels == 1
+        apart = " apart" if layer.stride > 1 and samples else ""
         forward = partial(conv1d_forward, x, weight, bias, *settings, **EPILOGUE)
         yield f"conv1d_forward{torn}", forward
         grad_input = partial(conv1d_grad_input, grad, weight, layer.length, *settings)
