@@ -71,6 +71,7 @@ NARROW_STORES = {
     "_matmul_pointer_kernel": 64,  # rows that are no whole units, which no descriptor can have
     "_sum_kernel": 2,  # in small sums a thread has one column, of y and of z
     "_copy_kernel": 1,  # likewise in small copies
+    "_epilogue_backward_kernel": 1,  # the bias gradient of a tile of one channel
     # Gradients of the weight, whose taps lie side by side, and of the bias.
     "_depthwise_time_backward_kernel": 9,
     "_grad_weight_tiled_kernel": 64,
