@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ PATTERNS = (
 STUCK_SECONDS = 90.0
 START_SECONDS = 90.0
 MOST_STARTS = 10
+END_SECONDS = 10.0
 # How often what has become of the tests so far is told.
 NOTE_SECONDS = 5.0
 # Of pytest: all passed, some failed, there were none.
@@ -153,9 +155,11 @@ class _File:
         return self.done
 
     def end(self) -> None:
-        """Kill its process, also where a test of it is running."""
+        """Kill its process, also where a test of it is running; one that the driver does not let
+        go stays."""
         self.process.kill()
-        self.process.wait(10)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
 
     def results(self) -> Iterator[tuple[str, str]]:
         """Each test's outcome and, of those that did not pass, a line that says why."""

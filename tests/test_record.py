@@ -264,6 +264,18 @@ def test_what_became_of_tests_is_noted_as_it_comes_and_a_second_run_goes_on(path
     assert done["in_time"]
 
 
+def test_a_process_that_the_driver_does_not_let_go_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording.kernel_tests, "END_SECONDS", 0.01)
+    file = recording.kernel_tests._File("test_any.py", tmp_path / "outcomes.jsonl")
+    program = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(program) as file.process:
+        with monkeypatch.context() as patch:
+            patch.setattr(file.process, "kill", lambda: None)
+            file.end()
+        assert file.process.poll() is None
+        file.process.kill()
+
+
 def test_tests_end_with_the_process_that_wanted_to_know(tmp_path):
     outcomes = resuming.Outcomes(tmp_path / "outcomes.jsonl")
     outcomes.pytest_runtest_logstart("test_known")

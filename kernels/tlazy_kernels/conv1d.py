@@ -285,30 +285,21 @@ def plan_convolution(
     *tensors_and_settings: Any,
 ) -> Plan:
     """Fill y with the convolution of x, or (transposed) with the way back from outputs x."""
-    dense = weight.shape[1] != 1 or _contracts_filters(target, weight, *tensors_and_settings)
+    _bias, _y, _z, geometry, transposed, *_, config = tensors_and_settings
+    dense = weight.shape[1] != 1
+    if transposed and geometry.groups == 1 and config is None:
+        dense = dense or _contracts_filters(target, weight)
     planner = _plan_dense if dense else depthwise.plan_convolution
     return planner(target, x, weight, *tensors_and_settings)
 
 
-def _contracts_filters(
-    target: Target,
-    weight: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    preactivation: Tensor | None,
-    geometry: Geometry,
-    transposed: bool,
-    *settings: Any,
-) -> bool:
-    """Whether it is the way back to one channel, of filters enough for a matrix product.
+def _contracts_filters(target: Target, weight: Tensor) -> bool:
+    """Whether the way back to one channel is of filters enough for a matrix product.
 
     In float32, threads that copy tiles themselves have no registers left for operands' parts.
     """
-    if weight.element_size() == 4 and not target.copies_tiles:
-        return False
-    config = settings[-1]
-    many = weight.shape[0] >= depthwise.MANY_FILTERS
-    return config is None and transposed and geometry.groups == 1 and many
+    fits = weight.element_size() < 4 or target.copies_tiles
+    return fits and weight.shape[0] >= depthwise.MANY_FILTERS
 
 
 def _plan_dense(
