@@ -5,7 +5,7 @@ derivative of each is one of the other two. Gradients of gradients therefore nee
 own but the second derivative of the activation, which ATen has.
 
 Eager calls use a ``torch.autograd.Function``, the cheapest way into autograd from Python, and
-where nobody would notice they leave out the dispatcher too (``ops.shortcut``); inside
+where nobody would notice they leave out the dispatcher too (``dispatch.unnoticed``); inside
 ``torch.compile`` and ``torch.export`` the operators are called directly, so that graphs hold them.
 Both share one pair of setup and backward functions.
 """
@@ -13,24 +13,29 @@ Both share one pair of setup and backward functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tlazy.ops import LIBRARY, shortcut
+from tlazy import ops
+from tlazy.dispatch import unnoticed
+from tlazy.ops import LIBRARY, Operator
 from tlazy_kernels import checks, layouts, reference
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
-_ops = torch.ops.tlazy
 
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, plain: bool = False
+) -> Tensor:
+    """Differentiable ``act(x @ weight.T + bias)`` by the operators, for x of shape (M, K).
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    """Differentiable ``act(x @ weight.T + bias)`` by the operators, for x of shape (M, K)."""
+    `plain`, here and below: whether the tensors are known to be ``unnoticed``.
+    """
     needs_grad = _needs_grad(x, weight, bias)
     save = needs_grad and activation in NEEDS_PREACTIVATION
     arguments = (x, weight, bias, activation, save)
-    return _call(LinearFunction, _ops.linear_forward.default, needs_grad, *arguments)[0]
+    return _call(LinearFunction, ops.linear_forward, plain, needs_grad, *arguments)[0]
 
 
 def conv1d(
@@ -43,13 +48,15 @@ def conv1d(
     groups: int,
     padding_mode: str,
     activation: str | None,
+    plain: bool = False,
 ) -> Tensor:
     """Differentiable ``act(conv1d(x, weight) + bias)`` by the operators, for x (N, C_in, L)."""
     needs_grad = _needs_grad(x, weight, bias)
     save = needs_grad and activation in NEEDS_PREACTIVATION
-    settings = (stride, padding, dilation, groups, padding_mode, activation, save, None)
-    operator = _ops.conv1d_forward.default
-    return _call(Conv1dFunction, operator, needs_grad, x, weight, bias, *settings)[0]
+    arguments = (
+        x, weight, bias, stride, padding, dilation, groups, padding_mode, activation, save, None
+    )  # fmt: skip
+    return _call(Conv1dFunction, ops.conv1d_forward, plain, needs_grad, *arguments)[0]
 
 
 def conv_transpose1d(
@@ -62,18 +69,22 @@ def conv_transpose1d(
     dilation: int,
     groups: int,
     activation: str | None,
+    plain: bool = False,
 ) -> Tensor:
     """Differentiable ``act(conv_transpose1d(x, weight) + bias)`` by the operators, for 3-D x."""
     needs_grad = _needs_grad(x, weight, bias)
     save = needs_grad and activation in NEEDS_PREACTIVATION
-    settings = (stride, padding, output_padding, dilation, groups, activation, save)
-    operator = _ops.conv_transpose1d_forward.default
-    return _call(ConvTranspose1dFunction, operator, needs_grad, x, weight, bias, *settings)[0]
+    arguments = (
+        x, weight, bias, stride, padding, output_padding, dilation, groups, activation, save
+    )  # fmt: skip
+    operator = ops.conv_transpose1d_forward
+    return _call(ConvTranspose1dFunction, operator, plain, needs_grad, *arguments)[0]
 
 
 def _call(
     function: Any,
-    operator: Any,
+    operator: Operator,
+    plain: bool,
     needs_grad: bool,
     x: Tensor,
     weight: Tensor,
@@ -82,30 +93,40 @@ def _call(
 ) -> tuple[Tensor, Tensor | None]:
     """The operator, differentiable. Where nothing needs a gradient, autograd is left out: its
     bookkeeping costs more than the rest of the way to a kernel."""
-    if torch.compiler.is_compiling():
-        return operator(x, weight, bias, *settings)
-    run = shortcut(operator, x, weight, bias)
-    plain = run is not operator
-    if not plain:
-        run = _below_autograd(operator)
+    if not plain and torch.compiler.is_compiling():
+        return operator.overload(x, weight, bias, *settings)
+    if plain or unnoticed(x, weight, bias):
+        run, apply = operator.past_dispatcher(x), function.plain_apply
+    else:
+        run, apply = _below_autograd(operator.overload), function.apply
     if not needs_grad:
         return run(x, weight, bias, *settings)
-    # Without its half in Python, a third of what it costs, which plain tensors do not need: it
-    # serves a setup_context and unwraps what functorch's transforms left behind.
-    apply = super(torch.autograd.Function, function).apply if plain else function.apply
     return apply(x, weight, bias, *settings, run)
 
 
-def _below_autograd(operator: Any) -> Callable:
+def _below_autograd(overload: Any) -> Callable:
     def run(*arguments: Any) -> tuple[Tensor, Tensor | None]:
         with torch._C._AutoDispatchBelowAutograd():
-            return operator(*arguments)
+            return overload(*arguments)
 
     return run
 
 
-class LinearFunction(torch.autograd.Function):
-    """``tlazy::linear_forward`` for eager calls: its arguments and what runs it, its results."""
+class _Function(torch.autograd.Function):
+    """An operator's call: its arguments and what runs it, its results.
+
+    ``plain_apply`` is ``apply`` without its half in Python, a third of what it costs, which plain
+    tensors do not need: it serves a setup_context and unwraps what functorch's transforms left.
+    """
+
+    plain_apply: ClassVar[Callable]
+
+    def __init_subclass__(cls) -> None:
+        cls.plain_apply = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
+
+
+class LinearFunction(_Function):
+    """``tlazy::linear_forward`` for eager calls."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None]:
@@ -119,7 +140,7 @@ class LinearFunction(torch.autograd.Function):
         return *_linear_backward(ctx, *grads), None
 
 
-class Conv1dFunction(torch.autograd.Function):
+class Conv1dFunction(_Function):
     """``tlazy::conv1d_forward``, likewise."""
 
     @staticmethod
@@ -134,7 +155,7 @@ class Conv1dFunction(torch.autograd.Function):
         return *_conv1d_backward(ctx, *grads), None
 
 
-class ConvTranspose1dFunction(torch.autograd.Function):
+class ConvTranspose1dFunction(_Function):
     """``tlazy::conv_transpose1d_forward``, likewise."""
 
     @staticmethod
@@ -166,8 +187,8 @@ def _linear_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
     g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
     if g is None:
         return (None,) * 5
-    grad_x = _pass(_ops.linear_grad_input.default, g, weight) if needs_x else None
-    grad_weight = _pass(_ops.linear_grad_weight.default, g, x) if needs_weight else None
+    grad_x = _pass(ops.linear_grad_input, g, weight) if needs_x else None
+    grad_weight = _pass(ops.linear_grad_weight, g, x) if needs_weight else None
     return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -186,7 +207,7 @@ def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
         _check_saved(saved, ctx.activation)
         sizes = (ctx.input_length, ctx.kernel_size, *ctx.settings[:-1])
         tensors = (dy, saved, x, weight)
-        run = shortcut(_ops.depthwise_backward.default, *tensors)
+        run = _shortest(ops.depthwise_backward, *tensors)
         found = run(*tensors, *sizes, ctx.activation, needs, ctx.channels_last)
         return *(t if n else None for t, n in zip(found, needs, strict=True)), *(None,) * 8
     g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
@@ -195,10 +216,10 @@ def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
     grad_x = grad_weight = None
     if needs_x:
         sizes = (ctx.input_length, *ctx.settings)
-        grad_x = _pass(_ops.conv1d_grad_input.default, g, weight, *sizes, ctx.channels_last)
+        grad_x = _pass(ops.conv1d_grad_input, g, weight, *sizes, ctx.channels_last)
     if needs_weight:
         sizes = (ctx.kernel_size, *ctx.settings)
-        grad_weight = _pass(_ops.conv1d_grad_weight.default, g, x, *sizes)
+        grad_weight = _pass(ops.conv1d_grad_weight, g, x, *sizes)
     return grad_x, grad_weight, grad_bias, *(None,) * 8
 
 
@@ -225,10 +246,10 @@ def _conv_transpose1d_backward(
     grad_x = grad_weight = None
     if needs_x:
         settings = (None, *ctx.settings, None, False, ctx.channels_last)
-        grad_x = _pass(_ops.conv1d_forward.default, g, weight, *settings)[0]
+        grad_x = _pass(ops.conv1d_forward, g, weight, *settings)[0]
     if needs_weight:
         sizes = (ctx.kernel_size, *ctx.settings)
-        grad_weight = _pass(_ops.conv1d_grad_weight.default, x, g, *sizes)
+        grad_weight = _pass(ops.conv1d_grad_weight, x, g, *sizes)
     return grad_x, grad_weight, grad_bias, *(None,) * 7
 
 
@@ -271,7 +292,7 @@ def _epilogue_backward(
     if dz is None and activation is None and not bias:
         return dy, None
     if dz is None and not torch.is_grad_enabled():
-        run = shortcut(_ops.epilogue_backward.default, dy, saved)
+        run = _shortest(ops.epilogue_backward, dy, saved)
         g, grad_bias = run(dy, saved, activation, bias)
         return dy if activation is None else g, grad_bias if bias else None
     g, _ = reference.epilogue_backward(dy, saved, activation, bias=False)
@@ -280,10 +301,15 @@ def _epilogue_backward(
     return g, reference.sum_of_channels(g) if bias else None
 
 
-def _pass(operator: Any, first: Tensor, second: Tensor, *settings: Any) -> Any:
+def _pass(operator: Operator, first: Tensor, second: Tensor, *settings: Any) -> Any:
     """A bilinear operator inside a backward pass, differentiable where that has to be."""
-    run = operator if torch.is_grad_enabled() else shortcut(operator, first, second)
+    run = operator.overload if torch.is_grad_enabled() else _shortest(operator, first, second)
     return run(first, second, *settings)
+
+
+def _shortest(operator: Operator, *tensors: Any) -> Callable:
+    """What gives the operator's results inside a pass that nobody differentiates."""
+    return operator.past_dispatcher(tensors[0]) if unnoticed(*tensors) else operator.overload
 
 
 def _check_saved(saved: Tensor | None, activation: str | None) -> None:
@@ -301,8 +327,8 @@ def _linear_grad_input_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, ..
     grad, weight = ctx.saved_tensors
     needs_grad, needs_weight = ctx.needs_input_grad[:2]
     return (
-        _ops.linear_forward(dd, weight, None, None, False)[0] if needs_grad else None,
-        _ops.linear_grad_weight(grad, dd) if needs_weight else None,
+        ops.linear_forward.overload(dd, weight, None, None, False)[0] if needs_grad else None,
+        ops.linear_grad_weight.overload(grad, dd) if needs_weight else None,
     )
 
 
@@ -310,8 +336,8 @@ def _linear_grad_weight_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, .
     grad, x = ctx.saved_tensors
     needs_grad, needs_x = ctx.needs_input_grad[:2]
     return (
-        _ops.linear_forward(x, dd, None, None, False)[0] if needs_grad else None,
-        _ops.linear_grad_input(grad, dd) if needs_x else None,
+        ops.linear_forward.overload(x, dd, None, None, False)[0] if needs_grad else None,
+        ops.linear_grad_input.overload(grad, dd) if needs_x else None,
     )
 
 
@@ -322,9 +348,9 @@ def _conv1d_grad_input_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, ..
     grad_grad = grad_weight = None
     if needs_grad:
         last = layouts.is_channels_last(grad)
-        grad_grad = _ops.conv1d_forward(dd, weight, None, *settings, None, False, last)[0]
+        grad_grad = ops.conv1d_forward.overload(dd, weight, None, *settings, None, False, last)[0]
     if needs_weight:
-        grad_weight = _ops.conv1d_grad_weight(grad, dd, weight.shape[2], *settings)
+        grad_weight = ops.conv1d_grad_weight.overload(grad, dd, weight.shape[2], *settings)
     return grad_grad, grad_weight, *(None,) * 7
 
 
@@ -335,10 +361,10 @@ def _conv1d_grad_weight_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, .
     grad_grad = grad_x = None
     if needs_grad:
         last = layouts.is_channels_last(grad)
-        grad_grad = _ops.conv1d_forward(x, dd, None, *settings, None, False, last)[0]
+        grad_grad = ops.conv1d_forward.overload(x, dd, None, *settings, None, False, last)[0]
     if needs_x:
         last = layouts.is_channels_last(x)
-        grad_x = _ops.conv1d_grad_input(grad, dd, x.shape[2], *settings, last)
+        grad_x = ops.conv1d_grad_input.overload(grad, dd, x.shape[2], *settings, last)
     return grad_grad, grad_x, *(None,) * 6
 
 

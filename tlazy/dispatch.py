@@ -8,7 +8,14 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch._C import (
+    _are_functorch_transforms_active,
+    _has_storage,
+    _is_any_autocast_enabled,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch.autograd import _profiler_enabled, forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tlazy.arguments import check_tensor
@@ -19,6 +26,10 @@ BackendName = Literal["auto", "triton", "aten"]
 # A plain module global: torch.compile guards on it and recompiles when it changes, which it does
 # not for thread-local or context variables.
 _requested: BackendName = "auto"
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_ON_CUDA = SUPPORTED_DTYPES if HAS_TRITON else frozenset()
+_ON_CPU = INTERPRETER_DTYPES if INTERPRETED else frozenset()
 
 
 class Backend(NamedTuple):
@@ -97,9 +108,52 @@ def uses_triton(x: Tensor) -> bool:
     return obstacle is None
 
 
+def runs_plainly(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether, at a glance, kernels take these tensors as they are and nobody would notice the
+    dispatcher's absence.
+
+    Most calls are such, and the host's time for one is mostly questions like these. What is denied
+    here may be so all the same: then :func:`uses_triton`, :func:`compute_dtype` and
+    :func:`unnoticed` say what is.
+    """
+    if _requested == "aten" or torch.compiler.is_compiling():
+        return False
+    if x.is_cuda:
+        dtypes = _ON_CUDA
+    elif _requested == "triton" and x.is_cpu:
+        dtypes = _ON_CPU
+    else:
+        return False
+    return (
+        x.dtype in dtypes
+        and not _is_any_autocast_enabled()
+        and forward_ad._current_level < 0
+        and not x.is_nested
+        and unnoticed(x, weight, bias)
+    )
+
+
+def unnoticed(*tensors: Tensor | None) -> bool:
+    """Whether no mode, transform, profiler or kind of tensor of its own would notice that an
+    operator on `tensors` goes past the dispatcher."""
+    if (
+        _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _are_functorch_transforms_active()
+        or _profiler_enabled()
+    ):
+        return False
+    for x in tensors:
+        # What torch.autograd.grad(is_grads_batched=True) batches has no storage; the imaginary part
+        # of a conjugate is a view of values that are yet to be negated.
+        if x is not None and not (type(x) in _PLAIN and _has_storage(x) and not x.is_neg()):
+            return False
+    return True
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a call with `x` computes in: autocast's inside a region, else `x`'s own."""
-    if not torch._C._is_any_autocast_enabled():  # several times as quick as what follows
+    if not _is_any_autocast_enabled():  # several times as quick as what follows
         return x.dtype
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
@@ -109,7 +163,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def _triton_obstacle(x: Tensor) -> str | None:
     """Why the kernels cannot take `x`, or None where they can."""
-    if torch._C._are_functorch_transforms_active():
+    if _are_functorch_transforms_active():
         return "inside a torch.func transform ATen runs, which has every transform's rules"
     if forward_ad._current_level >= 0:
         return "in forward-mode differentiation ATen runs, which has its rules"

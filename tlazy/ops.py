@@ -9,27 +9,21 @@ autograd.py gives them their derivatives.
 An operator cannot return an optional tensor: what the launchers give as None is a tensor of shape
 (0,) here.
 
-The dispatcher costs the host more than all else on the way to a kernel. :func:`shortcut` goes past
-it where nobody would notice.
+The dispatcher costs the host more than all else on the way to a kernel. :class:`Operator` knows the
+way past it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _are_functorch_transforms_active,
-    _has_storage,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch.autograd import _profiler_enabled
 from torch.utils.flop_counter import register_flop_formula
 
 from tlazy_kernels import checks, layouts, reference
@@ -38,27 +32,50 @@ from tlazy_kernels.environment import HAS_TRITON, INTERPRETED, INTERPRETER_DTYPE
 LIBRARY = torch.library.Library("tlazy", "DEF")
 _CONVOLUTION = "int stride, int[2] padding, int dilation, int groups"
 
-# What runs an operator on CUDA and on the CPU, by the operator.
-_implementations: dict[Any, tuple[Callable, Callable]] = {}
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
+class Operator:
+    """An operator, and what runs it without the dispatcher.
 
-def _launcher(module: str, name: str) -> Callable:
-    """``tlazy_kernels.<module>.<name>``, imported at its first call: declaring kernels takes more
-    time than all else that ``import tlazy`` does.
+    Kernels are imported at the first call that wants one: declaring them takes more time than all
+    else that ``import tlazy`` does.
 
-    Without Triton the operators exist all the same, and every one of them is its twin.
+    Args:
+        module: of the launcher, in ``tlazy_kernels``.
+        name: of the operator, its launcher and its twin.
     """
-    if not HAS_TRITON:
-        return getattr(reference, name)
-    found: list[Callable] = []
 
-    def launch(*args: Any) -> Any:
-        if not found:
-            found.append(getattr(_imported(f"tlazy_kernels.{module}"), name))
-        return found[0](*args)
+    def __init__(self, module: str, name: str) -> None:
+        self.module = module
+        self.name = name
+        self.packet = getattr(torch.ops.tlazy, name)
+        self.overload = self.packet.default
 
-    return launch
+    @cached_property
+    def on_cuda(self) -> Callable:
+        """The launcher, a function of the operator's arguments which gives None for what the
+        operator gives a tensor of shape (0,). The twin where there is no Triton."""
+        if not HAS_TRITON:
+            return self._twin
+        return getattr(_imported(f"tlazy_kernels.{self.module}"), self.name)
+
+    @cached_property
+    def on_cpu(self) -> Callable:
+        """The twin, likewise; the interpreted launcher for the dtypes that it computes rightly."""
+        return self._interpreted if INTERPRETED else self._twin
+
+    def past_dispatcher(self, x: Tensor) -> Callable:
+        """What runs it for a call whose first tensor is `x`, where that is ``unnoticed``."""
+        if x.is_cuda:
+            return self.on_cuda
+        return self.on_cpu if x.is_cpu else self.overload
+
+    @property
+    def _twin(self) -> Callable:
+        return getattr(reference, self.name)
+
+    def _interpreted(self, first: Tensor, *args: Any) -> Any:
+        run = self.on_cuda if first.dtype in INTERPRETER_DTYPES else self._twin
+        return run(first, *args)
 
 
 def _imported(module: str) -> ModuleType:
@@ -72,56 +89,18 @@ def _imported(module: str) -> ModuleType:
 
 def _register(
     module: str, schema: str, fake: Callable, flops: Callable[..., int] | None = None
-) -> None:
+) -> Operator:
     """Define an operator that has the name and the arguments of a launcher in `module`, and of its
     twin; `flops` counts its operations from the shapes of its tensors."""
     name = schema.partition("(")[0]
-    kernel, twin = _launcher(module, name), getattr(reference, name)
-    on_cpu = _interpreted_or(twin, kernel) if INTERPRETED else twin
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, _with_tensors(kernel), "CUDA")
-    LIBRARY.impl(name, _with_tensors(on_cpu), "CPU")
+    operator = Operator(module, name)
+    LIBRARY.impl(name, _with_tensors(lambda *args: operator.on_cuda(*args)), "CUDA")
+    LIBRARY.impl(name, _with_tensors(lambda *args: operator.on_cpu(*args)), "CPU")
     torch.library.register_fake(f"tlazy::{name}", fake, lib=LIBRARY)
-    operator = getattr(torch.ops.tlazy, name)
-    _implementations[operator.default] = kernel, on_cpu
     if flops is not None:
-        register_flop_formula(operator)(flops)
-
-
-def shortcut(operator: Any, *tensors: Tensor | None) -> Callable:
-    """What gives an operator's results without derivatives: where no mode, transform, profiler or
-    kind of tensor of its own would notice, the launcher or its twin, else the operator.
-
-    Args:
-        operator: an overload, such as ``torch.ops.tlazy.linear_forward.default``.
-        tensors: its arguments that are tensors; the first is one.
-
-    Returns:
-        a function of the operator's arguments. The launcher gives None for what the operator gives
-        a tensor of shape (0,).
-    """
-    if (
-        _len_torch_dispatch_stack()
-        or _len_torch_function_stack()
-        or _are_functorch_transforms_active()
-        or _profiler_enabled()
-    ):
-        return operator
-    for x in tensors:  # what torch.autograd.grad(is_grads_batched=True) batches has no storage
-        if x is not None and not (type(x) in _PLAIN and _has_storage(x)):
-            return operator
-    first: Any = tensors[0]
-    on_cuda, on_cpu = _implementations[operator]
-    return on_cuda if first.is_cuda else on_cpu if first.is_cpu else operator
-
-
-def _interpreted_or(twin: Callable, kernel: Callable) -> Callable:
-    """The kernel for the dtypes that Triton's interpreter computes rightly, the twin for others."""
-
-    def run(first: Tensor, *args: Any) -> Any:
-        return (kernel if first.dtype in INTERPRETER_DTYPES else twin)(first, *args)
-
-    return run
+        register_flop_formula(operator.packet)(flops)
+    return operator
 
 
 def _with_tensors(run: Callable) -> Callable:
@@ -272,32 +251,32 @@ def _conv1d_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: A
     return 2 * x[0] * out_shape[0][2] * math.prod(weight)
 
 
-_register(
+epilogue_backward = _register(
     "epilogue",
     "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias)"
     " -> (Tensor g, Tensor grad_bias)",
     _fake_epilogue_backward,
 )
-_register(
+linear_forward = _register(
     "linear",
     "linear_forward(Tensor x, Tensor weight, Tensor? bias, str? activation,"
     " bool save_preactivation) -> (Tensor y, Tensor preactivation)",
     _fake_linear_forward,
     _linear_flops,
 )
-_register(
+linear_grad_input = _register(
     "linear",
     "linear_grad_input(Tensor grad, Tensor weight) -> Tensor",
     lambda grad, weight: grad.new_empty(grad.shape[0], weight.shape[1]),
     _linear_flops,
 )
-_register(
+linear_grad_weight = _register(
     "linear",
     "linear_grad_weight(Tensor grad, Tensor x) -> Tensor",
     lambda grad, x: grad.new_empty(grad.shape[1], x.shape[1]),
     lambda grad, x, out_shape: 2 * grad[0] * math.prod(out_shape),
 )
-_register(
+conv1d_forward = _register(
     "conv1d",
     f"conv1d_forward(Tensor x, Tensor weight, Tensor? bias, {_CONVOLUTION}, str padding_mode,"
     " str? activation, bool save_preactivation, bool? channels_last=None)"
@@ -305,21 +284,21 @@ _register(
     _fake_conv1d_forward,
     _conv1d_flops,
 )
-_register(
+conv1d_grad_input = _register(
     "conv1d",
     f"conv1d_grad_input(Tensor grad, Tensor weight, SymInt input_length, {_CONVOLUTION},"
     " str padding_mode, bool? channels_last=None) -> Tensor",
     _fake_conv1d_grad_input,
     lambda grad, weight, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(weight),
 )
-_register(
+conv1d_grad_weight = _register(
     "conv1d",
     f"conv1d_grad_weight(Tensor grad, Tensor x, int kernel_size, {_CONVOLUTION},"
     " str padding_mode) -> Tensor",
     _fake_conv1d_grad_weight,
     lambda grad, *_, out_shape: 2 * grad[0] * grad[2] * math.prod(out_shape),
 )
-_register(
+depthwise_backward = _register(
     "depthwise",
     "depthwise_backward(Tensor grad, Tensor? saved, Tensor? x, Tensor? weight,"
     f" SymInt input_length, int kernel_size, {_CONVOLUTION}, str? activation, bool[3] needs,"
@@ -327,7 +306,7 @@ _register(
     _fake_depthwise_backward,
     _depthwise_backward_flops,
 )
-_register(
+conv_transpose1d_forward = _register(
     "conv_transpose1d",
     "conv_transpose1d_forward(Tensor x, Tensor weight, Tensor? bias, int stride, int padding,"
     " int output_padding, int dilation, int groups, str? activation, bool save_preactivation)"

@@ -112,7 +112,7 @@ def _plan_forward(
 ) -> Plan:
     shape = checks.conv1d_shape(x, weight, bias, *geometry, activation)
     checks.check_padding_mode(padding_mode, geometry.padding, x.shape[2])
-    y = Buffer(shape, x.dtype, layouts.strides_like(shape, x, channels_last))
+    y = Buffer.of(shape, x.dtype, layouts.strides_like(shape, x, channels_last))
     tensors = (x, weight, bias)
     return plan_new(target, tensors, y, geometry, False, activation, *settings, save=save)
 
@@ -170,7 +170,7 @@ def _plan_grad_input(
     checks.same_kind("conv1d", grad=grad, weight=weight)
     checks.check_padding_mode(padding_mode, geometry.padding, input_length)
     shape = grad.shape[0], weight.shape[1] * geometry.groups, input_length
-    out = Buffer(shape, grad.dtype, layouts.strides_like(shape, grad, channels_last))
+    out = Buffer.of(shape, grad.dtype, layouts.strides_like(shape, grad, channels_last))
     return plan_new(target, (grad, weight, bias), out, geometry, True, *settings)
 
 

@@ -118,7 +118,7 @@ def packed(
     if together == 1 and strides and aligned and dense:
         return [], [], 1, strides
     row = triton.cdiv(together * contracted, unit) * unit
-    buffer = Buffer((taps, groups, together * filters, row), weight.dtype)
+    buffer = Buffer.of((taps, groups, together * filters, row), weight.dtype)
     target = groups * together * filters * row, together * filters * row, row
     if together == 1:
         sizes = groups, filters, contracted, taps

@@ -232,7 +232,7 @@ def plan_grad_weight(
     config: TileConfig | None,
 ) -> Plan:
     """The weight gradient, of `shape` (C_out, C_in / groups, K)."""
-    out = Buffer(shape, grad.dtype)
+    out = Buffer.of(shape, grad.dtype)
     if 0 in shape:
         return Plan((out,), (), (0,))
     if config is None:
@@ -272,7 +272,7 @@ def plan_grad_weight(
     last = 2 + len(buffers)
     if parts == 1:
         return Plan((*buffers, out), (*steps, product), (len(buffers),))
-    partial = Buffer((parts, *shape), torch.float32)
+    partial = Buffer.of((parts, *shape), torch.float32)
     total = sum_step(partial, shape, last, last + 1, last + 1)
     return Plan((*buffers, partial, out), (*steps, product, total), (len(buffers) + 1,))
 

@@ -84,6 +84,6 @@ def _plan(
     sizes = (stride, padding, output_padding, dilation, groups)
     shape = checks.conv_transpose1d_shape(x, weight, bias, *sizes, activation)
     geometry = Geometry(stride, (padding, padding), dilation, groups)
-    y = Buffer(shape, x.dtype, layouts.strides_like(shape, x))
+    y = Buffer.of(shape, x.dtype, layouts.strides_like(shape, x))
     tensors = (x, weight, bias)
     return plan_new(target, tensors, y, geometry, True, activation, *settings, save=save)

@@ -141,4 +141,4 @@ def tiled_copy(x: Tensor, groups: int, source: int, target: int) -> tuple[Buffer
         x.element_size(),
     )
     tiled = Tiled("channels_last", length * row // unit, padded // unit, row // unit)
-    return Buffer((batch, length, row), x.dtype), step, tiled
+    return Buffer.of((batch, length, row), x.dtype), step, tiled

@@ -103,7 +103,7 @@ def plan_grad_weight(
 ) -> Plan:
     """The weight gradient, of `shape` (C_out, 1, K), summed in splits whose order is fixed."""
     if 0 in shape:
-        return Plan((Buffer(shape, grad.dtype),), (), (0,))
+        return Plan((Buffer.of(shape, grad.dtype),), (), (0,))
     if config is None:  # kernels that have one tile only
         one = first_layer_grad_weight(grad, x, shape, geometry, precision=precision)
         stride, (padding, _), dilation, _ = geometry
@@ -208,7 +208,7 @@ def _plan_backward(
     )
     shape = grad.shape[0], geometry.groups, length
     strides = strides_like(shape, _first_of(x, saved, grad), channels_last)
-    grad_x = Buffer(shape, grad.dtype, strides) if needs.x else None
+    grad_x = Buffer.of(shape, grad.dtype, strides) if needs.x else None
     inputs = (
         grad,
         saved,

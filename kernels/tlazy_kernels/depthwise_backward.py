@@ -81,10 +81,10 @@ def backward_plan(
     """
     grad = inputs[0]
     channels, _, taps = shape
-    outputs = (Buffer(shape, grad.dtype), Buffer((channels,), grad.dtype))
+    outputs = (Buffer.of(shape, grad.dtype), Buffer.of((channels,), grad.dtype))
     partials = (
-        Buffer((parts, channels, taps), torch.float32),
-        Buffer((parts, channels), torch.float32),
+        Buffer.of((parts, channels, taps), torch.float32),
+        Buffer.of((parts, channels), torch.float32),
     )
     first = len(inputs)
     sums = first if parts == 1 else first + 2

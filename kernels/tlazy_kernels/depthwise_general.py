@@ -248,7 +248,7 @@ def general_grad_weight(
     config = config or pointwise_config(rows, channels, elements=1024)
     tiles = -(-channels // config.cols) * taps
     parts, rows_per_part = split_rows(rows, tiles, config.rows)
-    partial = Buffer((parts, *shape), torch.float32)
+    partial = Buffer.of((parts, *shape), torch.float32)
     step = Step(
         _depthwise_grad_weight_kernel,
         (tiles, parts),
@@ -271,4 +271,4 @@ def general_grad_weight(
         num_warps=config.num_warps,
     )
     steps = (step, sum_step(partial, shape, 3, 2, 2))
-    return Plan((Buffer(shape, grad.dtype), partial), steps, (0,))
+    return Plan((Buffer.of(shape, grad.dtype), partial), steps, (0,))

@@ -420,9 +420,9 @@ def toeplitz_grad_weight(
     batch, _, out_length = grad.shape
     blocks = -(-out_length // BLOCK)
     parts, steps_per_part = parts_of(-(-batch * blocks // BLOCK), channels)
-    buffers = [Buffer(shape, grad.dtype)]
+    buffers = [Buffer.of(shape, grad.dtype)]
     if parts > 1:
-        buffers.append(Buffer((parts, channels, taps), torch.float32))
+        buffers.append(Buffer.of((parts, channels, taps), torch.float32))
     first = 2
     last = first + len(buffers) - 1
     block_k = 1 << (taps - 1).bit_length()

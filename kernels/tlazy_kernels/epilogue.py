@@ -139,9 +139,9 @@ def _plan(
     strides = strides_like(shape, read)
     buffers: list[Buffer] = []
     if activation:
-        buffers.append(Buffer(dense, grad.dtype, strides[: len(dense)]))
+        buffers.append(Buffer.of(dense, grad.dtype, strides[: len(dense)]))
     if bias:
-        buffers.append(Buffer((shape[1],), grad.dtype))
+        buffers.append(Buffer.of((shape[1],), grad.dtype))
     g = 0 if activation else None
     sums = len(buffers) - 1 if bias else None
     if shape[1] == 0 or not buffers:
@@ -159,7 +159,7 @@ def _plan(
     partial = first + (sums or 0)
     if bias and parts > 1:  # one part is the sum itself
         partial = first + len(buffers)
-        buffers.append(Buffer((parts, channels), torch.float32))
+        buffers.append(Buffer.of((parts, channels), torch.float32))
     step = Step(
         _epilogue_backward_kernel,
         (channel_blocks, parts),

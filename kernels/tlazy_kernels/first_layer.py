@@ -321,7 +321,7 @@ def first_layer_grad_weight(
     steps = batch * -(-out_length // block_l)
     filter_blocks = -(-filters // BLOCK_F)
     parts, steps_per_part = split_rows(steps, -(-filter_blocks // 2), 1)
-    partial = Buffer((parts, *shape), torch.float32)
+    partial = Buffer.of((parts, *shape), torch.float32)
     step = Step(
         _first_layer_grad_weight_kernel,
         (filter_blocks, parts),
@@ -350,7 +350,7 @@ def first_layer_grad_weight(
         num_warps=4,
         num_stages=3,
     )
-    out = Buffer(shape, grad.dtype)
+    out = Buffer.of(shape, grad.dtype)
     if parts == 1:
         return Plan((out,), (step,), (0,))
     return Plan((out, partial), (step, sum_step(partial, shape, 3, 2, 2)), (0,))

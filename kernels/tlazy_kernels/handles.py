@@ -72,27 +72,38 @@ def _by_triton(compiled: CompiledKernel, grid: tuple[int, int, int], values: tup
 
 
 def _by_cuda(compiled: CompiledKernel, grid: tuple[int, int, int], values: tuple) -> Handle:
+    """By what each version of Triton's function in C wants to be told, in the order that it does.
+
+    The four that are None stand for a profiler's memory, its metadata, and what it has called
+    around a launch. PyTorch's allocator gives the scratch memory to nothing that would use it
+    before the kernel has.
+    """
     launcher: Any = compiled.run
     run, function, packed = launcher.launch, compiled.function, compiled.packed_metadata
-    switches = (launcher.launch_cooperative_grid, launcher.launch_pdl)
-    kinds = () if VERSION == (3, 6) else (launcher.arg_annotations, launcher.kernel_signature)
+    cooperative, dependent = launcher.launch_cooperative_grid, launcher.launch_pdl
+    x, y, z = grid
     scratch = launcher.global_scratch_size * launcher.num_ctas * math.prod(grid)
+    shape, strides = (scratch,), (1,)
+
+    def launch_3_6(stream: int, addresses: Sequence[int | None], empty: Allocator) -> None:
+        memory = empty(shape, strides, torch.int8) if scratch else None
+        place = memory.data_ptr() if memory is not None else None
+        run(
+            x, y, z, stream, function, cooperative, dependent, place, None, packed,
+            None, None, None, *addresses, *values,
+        )  # fmt: skip
 
     def launch(stream: int, addresses: Sequence[int | None], empty: Allocator) -> None:
-        # PyTorch's allocator gives this memory to nothing that would use it before the kernel has.
-        memory = empty((scratch,), (1,), torch.int8) if scratch else None
-        place = None if memory is None else memory.data_ptr()
-        # None stands for a profiler's memory, its metadata, and what it has called around a launch.
-        if kinds:
-            run(
-                *grid, stream, function, *switches, packed, None, None, None, place, None,
-                *kinds, (*addresses, *values),
-            )  # fmt: skip
-        else:
-            run(
-                *grid, stream, function, *switches, place, None, packed, None, None, None,
-                *addresses, *values,
-            )  # fmt: skip
+        memory = empty(shape, strides, torch.int8) if scratch else None
+        place = memory.data_ptr() if memory is not None else None
+        run(
+            x, y, z, stream, function, cooperative, dependent, packed, None, None, None, place,
+            None, kinds, signature, (*addresses, *values),
+        )  # fmt: skip
 
+    if VERSION == (3, 6):
+        launch_3_6.kept = compiled  # type: ignore[attr-defined]
+        return launch_3_6
+    kinds, signature = launcher.arg_annotations, launcher.kernel_signature
     launch.kept = compiled  # type: ignore[attr-defined]
     return launch

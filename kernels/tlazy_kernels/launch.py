@@ -31,26 +31,27 @@ MOST_PLANS = 16_384
 
 
 class Buffer(NamedTuple):
-    """Memory that a plan needs allocated: an output, or a step's partial results."""
+    """Memory that a plan needs allocated, an output or a step's partial results: the arguments of
+    an :data:`~tlazy_kernels.memory.Allocator`."""
 
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     dtype: torch.dtype
-    strides: tuple[int, ...] | None = None  # contiguous where None
+
+    @classmethod
+    def of(
+        cls, shape: Sequence[int], dtype: torch.dtype, strides: Sequence[int] | None = None
+    ) -> Buffer:
+        """Its sizes as plain integers, whatever kind they come as; contiguous without `strides`."""
+        shape = tuple(map(operator.index, shape))
+        if strides is None:
+            sizes = [max(size, 1) for size in shape]
+            strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+        return cls(shape, tuple(map(operator.index, strides)), dtype)
 
     def described(self) -> Tensor:
         """A tensor without memory that is what will be allocated, for planners to look at."""
-        shape, dtype, strides = self.with_strides()
-        assert strides is not None
-        return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-
-    def with_strides(self) -> Buffer:
-        """The same, its strides given, and all of them plain integers."""
-        strides = self.strides
-        if strides is None:
-            sizes = [max(size, 1) for size in self.shape]
-            strides = tuple(math.prod(sizes[i + 1 :]) for i in range(len(self.shape)))
-        shape, strides = (tuple(map(operator.index, sizes)) for sizes in (self.shape, strides))
-        return self._replace(shape=shape, strides=strides)
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
 
 
 class Step:
@@ -181,7 +182,6 @@ def _remember(key: tuple, plan: Plan, x: Tensor) -> Plan:
     check_device(x)
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
-    plan = plan._replace(buffers=tuple(b and b.with_strides() for b in plan.buffers))
     _plans[key] = plan
     return plan
 
@@ -189,21 +189,21 @@ def _remember(key: tuple, plan: Plan, x: Tensor) -> Plan:
 def _execute(plan: Plan, inputs: tuple[Tensor | None, ...], x: Tensor) -> list[Tensor | None]:
     """Run the plan on the current device and stream, which are those of `x`."""
     empty = allocator(x)
-    buffers = [
-        None if b is None else empty(b.shape, b.strides, b.dtype)  # type: ignore[arg-type]
-        for b in plan.buffers
-    ]
+    tensors = [*inputs]
+    for buffer in plan.buffers:
+        tensors.append(empty(*buffer) if buffer else None)
     if plan.steps:
-        tensors, profiled = (*inputs, *buffers), _profiled()
+        profiled = _profiled()
         stream = torch._C._cuda_getCurrentRawStream(x.get_device()) if x.is_cuda else 0
         # Of a tensor Triton would ask the driver whether a kernel can read it.
-        addresses = [None if x is None else x.data_ptr() for x in tensors]
+        addresses = [None if t is None else t.data_ptr() for t in tensors]
         for step in plan.steps:
             if step.handle is None or profiled:
                 step.run(tensors, empty)
             else:
                 step.handle(stream, [addresses[i] for i in step.tensors], empty)
-    return [None if i is None else buffers[i] for i in plan.outputs]
+    first = len(inputs)
+    return [None if i is None else tensors[first + i] for i in plan.outputs]
 
 
 def _profiled() -> bool:

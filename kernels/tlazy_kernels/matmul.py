@@ -304,7 +304,7 @@ def plan_product(
     """
     product = Product.of(a, b, precision)
     m, n, k = product.sizes
-    y = Buffer((m, n), a.dtype)
+    y = Buffer.of((m, n), a.dtype)
     buffers = (y, y) if epilogue.save_preactivation else (y,)
     outputs = (0, 1 if epilogue.save_preactivation else None)
     if m * n == 0:
@@ -327,7 +327,7 @@ def plan_product(
     if split.parts == 1:
         return Plan(buffers, (_step(target, product, split, epilogue, first, last),), outputs)
     rows = -(-m // split.config.rows) * split.config.rows
-    partial = Buffer((split.parts, rows, n), torch.float32)
+    partial = Buffer.of((split.parts, rows, n), torch.float32)
     steps = (
         _step(target, product, split, PLAIN, last + 1, last + 1),
         sum_step(partial, (m, n), last + 1, first, last, epilogue),

@@ -5,6 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as tF
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tlazy
@@ -236,10 +237,12 @@ def test_the_preactivation_is_written_only_where_a_gradient_will_need_it(leaf, g
 def test_an_eager_call_leaves_the_dispatcher_out(leaf, monkeypatch):
     """It costs more than all else on the way to a kernel."""
     ran = []
-    for operator, (_, on_cpu) in ops._implementations.items():
-        name = operator.name().partition("::")[2]
-        seen = lambda *a, name=name, run=on_cpu: ran.append(name) or run(*a)  # noqa: E731
-        monkeypatch.setitem(ops._implementations, operator, (seen, seen))
+    device = "on_cuda" if leaf(1).is_cuda else "on_cpu"
+    for name, operator in vars(ops).items():
+        if isinstance(operator, ops.Operator):
+            run = getattr(operator, device)
+            seen = lambda *a, name=name, run=run: ran.append(name) or run(*a)  # noqa: E731
+            monkeypatch.setattr(operator, device, seen)
     x, w, b = leaf(5, 7), leaf(4, 7), leaf(4)
     with tlazy.backend("triton"):
         F.linear(x, w, b, activation="relu").sum().backward()
@@ -274,6 +277,25 @@ def test_many_gradients_are_taken_at_once_as_one_by_one(leaf):
         torch.testing.assert_close(batched, torch.stack(parts))
 
 
+def test_values_yet_to_be_negated_are(leaf):
+    """``torch.imag`` of a conjugate is a view of them; no kernel can know."""
+
+    def conjugated(*shape: int) -> torch.Tensor:
+        x = torch.complex(leaf(*shape), leaf(*shape)).detach().conj().imag
+        assert x.is_neg()
+        return x
+
+    x, w, b, dy = conjugated(5, 7), conjugated(4, 7), conjugated(4), conjugated(5, 4)
+    found = []
+    for backend in ("triton", "aten"):
+        leaves = [t.detach().requires_grad_() for t in (x, w, b)]
+        with tlazy.backend(backend):
+            y = F.linear(*leaves, activation="relu")
+            found.append((y, *torch.autograd.grad(y, leaves, dy)))
+    for ours, atens in zip(*found, strict=True):
+        torch.testing.assert_close(ours, atens)
+
+
 class Kind(torch.Tensor):
     """A tensor of a kind of its own that sees the operators that take it."""
 
@@ -291,3 +313,15 @@ def test_kinds_of_tensors_see_the_operators_that_take_them(leaf):
     with tlazy.backend("triton"):
         F.linear(leaf(5, 7).detach(), weight)
     assert Kind.seen == ["linear_forward"]
+
+
+def test_a_mode_that_overrides_functions_sees_operators(leaf):
+    class Names(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(getattr(func, "_opname", ""))
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    with tlazy.backend("triton"), Names():
+        F.linear(leaf(5, 7), leaf(4, 7))
+    assert "linear_forward" in seen

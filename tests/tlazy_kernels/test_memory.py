@@ -70,11 +70,11 @@ def test_modes_see_new_memory(kind, like):
 
 def test_integers_of_any_kind_are_sizes(device):
     numpy = pytest.importorskip("numpy", reason="one kind is numpy's")
-    buffer = Buffer((numpy.int64(3), torch.tensor(4)), torch.float32).with_strides()  # type: ignore[arg-type]
+    buffer = Buffer.of((numpy.int64(3), torch.tensor(4)), torch.float32)  # type: ignore[arg-type]
     assert {type(size) for size in (*buffer.shape, *buffer.strides)} == {int}
     assert (buffer.shape, buffer.strides) == ((3, 4), (4, 1))
     with pytest.raises(TypeError):
-        Buffer((3.0,), torch.float32).with_strides()  # type: ignore[arg-type]
+        Buffer.of((3.0,), torch.float32)  # type: ignore[arg-type]
     grad, weight = (
         random(*size, dtype=torch.float32, device=device) for size in ((2, 4, 9), (4, 3, 2))
     )

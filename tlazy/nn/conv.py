@@ -75,6 +75,11 @@ class Conv1d(Layer, torch.nn.Conv1d):
             self._reversed_padding_repeated_twice = [left, 0]
         self.activation = activation
 
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            return self._conv_forward(input, *self.weight_and_bias())
+        return self._conv_forward(input, self.weight, self.bias)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not torch.jit.is_scripting():
             return self._fused_forward(input, weight, bias)
@@ -207,8 +212,7 @@ class ConvTranspose1d(Layer, torch.nn.ConvTranspose1d):
         )
         return F.conv_transpose1d(
             input,
-            self.weight,
-            self.bias,
+            *self.weight_and_bias(),
             stride,
             padding,
             output_padding,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tlazy import autograd
-from tlazy.dispatch import compute_dtype, uses_triton
+from tlazy.dispatch import compute_dtype, runs_plainly, uses_triton
 from tlazy_kernels.checks import check_activation, check_padding_mode
 from tlazy_kernels.reference import ACTIVATIONS
 
@@ -44,20 +44,23 @@ def linear(
     torch.Size([2, 4])
     """
     check_activation(activation)
-    if not uses_triton(x):
-        y = torch.nn.functional.linear(x, weight, bias)
-        return y if activation is None else ACTIVATIONS[activation](y)
+    plain = runs_plainly(x, weight, bias)
+    if not plain:
+        if not uses_triton(x):
+            y = torch.nn.functional.linear(x, weight, bias)
+            return y if activation is None else ACTIVATIONS[activation](y)
+        x, weight, bias = _autocast(x, weight, bias)
     if x.dim() == 0 or weight.dim() == 0:
         raise RuntimeError("linear: both arguments need to be at least 1D")
     if weight.dim() == 1 and bias is None:
         return linear(x, weight.unsqueeze(0), activation=activation).squeeze(-1)
-    x, weight, bias = _autocast(x, weight, bias)
     if bias is not None and bias.shape != (weight.shape[0],) and bias.numel() in (1, len(weight)):
         bias = bias.reshape(-1).expand(len(weight))  # torch broadcasts it
     if x.dim() == 2:
-        return autograd.linear(x, weight, bias, activation)
+        return autograd.linear(x, weight, bias, activation, plain)
     batch = x.shape[:-1]
-    y = autograd.linear(x.reshape(math.prod(batch), x.shape[-1]), weight, bias, activation)
+    x = x.reshape(math.prod(batch), x.shape[-1])
+    y = autograd.linear(x, weight, bias, activation, plain)
     return y.view(*batch, weight.shape[0])
 
 
@@ -100,17 +103,26 @@ def conv1d(
     torch.Size([2, 4, 10])
     """
     check_activation(activation)
-    if not uses_triton(x):
-        y = _aten_conv1d(x, weight, bias, stride, padding, dilation, groups, padding_mode)
-        return y if activation is None else ACTIVATIONS[activation](y)
-    if x.dim() == 2:
-        settings: Any = (stride, padding, dilation, groups)
-        options: Any = {"padding_mode": padding_mode, "activation": activation}
-        return conv1d(x.unsqueeze(0), weight, bias, *settings, **options).squeeze(0)
-    x, weight, bias = _autocast(x, weight, bias)
+    plain = runs_plainly(x, weight, bias)
+    if not plain:
+        if not uses_triton(x):
+            y = _aten_conv1d(x, weight, bias, stride, padding, dilation, groups, padding_mode)
+            return y if activation is None else ACTIVATIONS[activation](y)
+        x, weight, bias = _autocast(x, weight, bias)
     step, spread = _single("stride", stride), _single("dilation", dilation)
-    around = _samples_around(padding, weight.shape[-1], step, spread)
-    return autograd.conv1d(x, weight, bias, step, around, spread, groups, padding_mode, activation)
+    y = autograd.conv1d(
+        x.unsqueeze(0) if x.dim() == 2 else x,
+        weight,
+        bias,
+        step,
+        _samples_around(padding, weight.shape[-1], step, spread),
+        spread,
+        groups,
+        padding_mode,
+        activation,
+        plain,
+    )
+    return y.squeeze(0) if x.dim() == 2 else y
 
 
 def conv_transpose1d(
@@ -152,12 +164,14 @@ def conv_transpose1d(
     torch.Size([2, 4, 40])
     """
     check_activation(activation)
-    if not uses_triton(x):
-        y = torch.nn.functional.conv_transpose1d(
-            x, weight, bias, stride, padding, output_padding, groups, dilation
-        )
-        return y if activation is None else ACTIVATIONS[activation](y)
-    x, weight, bias = _autocast(x, weight, bias)
+    plain = runs_plainly(x, weight, bias)
+    if not plain:
+        if not uses_triton(x):
+            y = torch.nn.functional.conv_transpose1d(
+                x, weight, bias, stride, padding, output_padding, groups, dilation
+            )
+            return y if activation is None else ACTIVATIONS[activation](y)
+        x, weight, bias = _autocast(x, weight, bias)
     y = autograd.conv_transpose1d(
         x.unsqueeze(0) if x.dim() == 2 else x,
         weight,
@@ -168,6 +182,7 @@ def conv_transpose1d(
         _single("dilation", dilation),
         groups,
         activation,
+        plain,
     )
     return y.squeeze(0) if x.dim() == 2 else y
 

@@ -38,6 +38,13 @@ class Layer(torch.nn.Module):
         """Draw a new seed from the global CPU generator and new weights from that seed."""
         init.fan_in_uniform_(self.weight, self.bias, seed=init.draw_seed())
 
+    def weight_and_bias(self) -> tuple[Any, Any]:
+        """Both, without the search that each would be by its name: a microsecond for the two."""
+        own = self._parameters
+        if "weight" in own and "bias" in own:
+            return own["weight"], own["bias"]
+        return self.weight, self.bias  # pruned or parametrized: made of parameters
+
     def has_uninitialized_params(self) -> bool:
         """As a lazy layer's: who asks need not know whether this was one."""
         return False

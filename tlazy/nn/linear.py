@@ -48,7 +48,7 @@ class Linear(Layer, torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            return F.linear(input, self.weight, self.bias, activation=self.activation)
+            return F.linear(input, *self.weight_and_bias(), activation=self.activation)
         y = torch.nn.functional.linear(input, self.weight, self.bias)
         return activated(y, self.activation)
 
