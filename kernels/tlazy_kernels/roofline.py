@@ -8,6 +8,7 @@ must move, each input read once and each output written once, over the memory ba
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -57,6 +58,19 @@ DEVICES: dict[str, Device] = {
         _device("MI300X", 5.3e12, 1307e12, 653e12, 163e12, "AMD Instinct MI300X datasheet"),
     )
 }
+
+
+def datasheet(name: str) -> Device | None:
+    """The maker's figures for the device that torch calls `name`; None where none are on file.
+
+    >>> datasheet("NVIDIA H100 80GB HBM3").source, datasheet("NVIDIA H100 PCIe")
+    ('NVIDIA H100 datasheet, SXM', None)
+    """
+    # The figures are of whole SXM boards; their namesakes are slower.
+    if re.search(r"PCIe|NVL|40GB|MIG", name, re.IGNORECASE):
+        return None
+    known = (device for key, device in DEVICES.items() if re.search(rf"\b{key}\b", name))
+    return next(known, None)
 
 
 @dataclass(frozen=True)

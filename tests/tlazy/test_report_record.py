@@ -118,10 +118,9 @@ def test_roofs_are_the_measured_and_the_stated_ones():
     }
 
 
-@pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "NVIDIA GH200 480GB", "NVIDIA L40S", ""])
-def test_no_datasheet_is_guessed_for_a_namesake(name):
+def test_a_device_without_a_datasheet_has_the_measured_roofs_alone():
     content = record(row())
-    content["machine"]["device"] = name
+    content["machine"]["device"] = "NVIDIA H100 PCIe"
     assert {roof.source for roof in roofline(content).roofs} == {"measured"}
 
 

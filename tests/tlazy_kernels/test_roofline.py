@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tlazy_kernels import checks, roofline
-from tlazy_kernels.roofline import DEVICES, Cost, Device
+from tlazy_kernels.roofline import DEVICES, Cost, Device, datasheet
 
 # An H200 as measured (a large copy; a large cuBLAS product), not as on its datasheet.
 MEASURED = Device("measured", 4.3e12, {"bfloat16": 790e12, "tf32": 395e12}, "copy and cuBLAS")
@@ -93,3 +93,34 @@ def test_every_device_has_a_source_and_rates_in_the_physical_order():
         rates = device.rates
         assert rates["bfloat16"] >= rates["tf32"] >= rates["float32"]
         assert 1e11 < device.bandwidth < 1e13
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA L4", "L4"),
+        ("AMD Instinct MI300X", "MI300X"),
+    ],
+)
+def test_a_device_is_found_by_what_torch_calls_it(name, known):
+    assert datasheet(name) is DEVICES[known]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA L40S",
+        "NVIDIA H100 PCIe",
+        "NVIDIA H200 NVL",
+        "NVIDIA GH200 480GB",
+        "NVIDIA A100-SXM4-40GB",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "Intel(R) Xeon(R) CPU, 2 threads",
+        "",
+    ],
+)
+def test_no_datasheet_is_guessed_for_a_namesake(name):
+    assert datasheet(name) is None

@@ -18,7 +18,7 @@ import torch
 
 import tlazy
 from tlazy.bench.timing import Timer, own_stream, timer_for
-from tlazy_kernels.roofline import DEVICES, Cost, Device, Precision
+from tlazy_kernels.roofline import Cost, Device, Precision, datasheet
 
 COPIED_BYTES = {"cuda": 2**31, "cpu": 2**27}
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
@@ -48,8 +48,8 @@ class Ceilings:
             rate = rates[precision]
             measured = Device(device_name, self.bandwidth, {precision: rate}, "measured here")
             return cost.floor(measured, precision)
-        known = [device for name, device in DEVICES.items() if name in device_name]
-        return cost.floor(known[0], precision) if known else None
+        known = datasheet(device_name)
+        return cost.floor(known, precision) if known and precision in known.rates else None
 
 
 def precision_of(dtype: torch.dtype, device: torch.device, op: str) -> Precision:

@@ -16,7 +16,8 @@ from tlazy.report import table, units
 from tlazy.report.axis import ratio_axis, ratio_ticks
 from tlazy.report.comparison import Problem, peer_names, problems, scores
 from tlazy.report.record import check, start
-from tlazy.report.roofline import Roof, Roofline, datasheet, roofline
+from tlazy.report.roofline import Roof, Roofline, roofline
+from tlazy_kernels.roofline import datasheet
 
 SHAPES = 11  # as many as page.html.j2 draws and page.css colours
 PLOT_HEIGHT = 336  # pixels of the plot's inside on a phone, where it is lowest
@@ -83,7 +84,7 @@ def _view(record: Mapping[str, Any]) -> dict[str, Any]:
         "plot": plot,
         "plotted": {point.row["peer"] for point in plot.points},
         "labels": _labels(plot),
-        "datasheet": datasheet(record),
+        "datasheet": datasheet(record["machine"]["device"]),
         "columns": table.COLUMNS,
         "lines": table.lines(rows, found),
         "filters": {name: sorted({row[name] for row in rows}) for name in FILTERS},

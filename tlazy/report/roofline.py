@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from tlazy.report import units
 from tlazy.report.axis import Axis
 from tlazy.report.comparison import Row
-from tlazy_kernels.roofline import DEVICES, Device
+from tlazy_kernels.roofline import datasheet
 
 Source = Literal["measured", "datasheet"]
 
@@ -117,7 +116,7 @@ def roofs(record: Mapping[str, Any]) -> list[Roof]:
     ceilings = record["ceilings"]
     measured = {name: rate for name, rate in ceilings["matmul"].items() if rate is not None}
     found = _roofs("measured", ceilings["bandwidth"], measured)
-    device = datasheet(record)
+    device = datasheet(record["machine"]["device"])
     if device is None:
         return found
     used = {row["dtype"] for row in record["rows"]} | set(measured)
@@ -125,16 +124,6 @@ def roofs(record: Mapping[str, Any]) -> list[Roof]:
         used.add("tf32")  # float32 operands may run on tf32 units: that is their higher roof
     stated: dict[str, float] = {n: rate for n, rate in device.rates.items() if n in used}
     return _roofs("datasheet", device.bandwidth, stated) + found
-
-
-def datasheet(record: Mapping[str, Any]) -> Device | None:
-    """The maker's figures for the record's device, where they are known."""
-    name = record["machine"]["device"]
-    # The known figures are of the SXM boards; their namesakes are slower.
-    if record["machine"]["kind"] == "cpu" or re.search(r"PCIe|NVL|40GB|MIG", name, re.IGNORECASE):
-        return None
-    known = (device for key, device in DEVICES.items() if re.search(rf"\b{key}\b", name))
-    return next(known, None)
 
 
 def _roofs(source: Source, bandwidth: float | None, rates: Mapping[str, float]) -> list[Roof]:
