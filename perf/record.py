@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import json
@@ -50,6 +51,7 @@ from tlazy.bench.peers import default_peers
 from tlazy.bench.record import Record, Row, check_same_device, key, load
 from tlazy.bench.suites import SUITES, Problem
 from tlazy.errors import UserError, one_line
+from tlazy.files import remove_temporaries
 
 ROOT = Path(__file__).parent.parent
 MAIN_SUITE, MOST_TUNED = "goals", 8
@@ -117,8 +119,7 @@ def record_all(minutes: float, out: Path, command_line: str, resume: Path | None
         if run_suites(path, device, tuple(SUITES), until(SUITES_UNTIL)):
             Record.reopen(path).finish()
         if device == "cuda":
-            tiles = until(TILES_UNTIL)
-            _in_worker(_tune, (str(path.parent / "tiles.json"), tiles), None, tiles)
+            search_tiles(path.parent / "tiles.json", until(TILES_UNTIL), again=resume is None)
     finally:
         write_report(path)
     return path
@@ -188,6 +189,7 @@ def run_suites(path: Path, device: str, suites: Sequence[str], deadline: float) 
         try:
             code = _in_worker(_measure, values, path, deadline)
         finally:
+            remove_temporaries(path)
             if code == OUT_OF_TIME:
                 _give_turn_back(path, before)
         if code == DONE:
@@ -198,6 +200,23 @@ def run_suites(path: Path, device: str, suites: Sequence[str], deadline: float) 
             print("measuring ends without a row; giving up", file=sys.stderr)
             return False
     return False
+
+
+def search_tiles(path: Path, deadline: float, *, again: bool) -> None:
+    """Search tiles into the table `path` until `deadline`, whatever becomes of a search.
+
+    Args:
+        again: whether searches that the table tells of are made again.
+    """
+    done = [name for name, what in tuning.outcomes(path).items() if what != TRIED and not again]
+    for _ in range(MOST_RESTARTS):
+        code = _in_worker(_tune, (str(path), deadline, done), None, deadline)
+        if code in (DONE, BAD_INPUT, OUT_OF_TIME) or time.monotonic() > deadline:
+            return
+        before, done = done, list(tuning.outcomes(path))
+        if done == before:
+            print("tuning ends without a tile; giving up", file=sys.stderr)
+            return
 
 
 def write_report(path: Path) -> None:
@@ -326,11 +345,16 @@ def _compile(device: str, part: int, deadline: float) -> int:
     return DONE
 
 
-def _tune(path: str, deadline: float) -> int:
-    """In a worker: search tiles for the most important problems."""
+def _tune(path: str, deadline: float, done: Sequence[str]) -> int:
+    """In a worker: search tiles for the most important problems, but for what is done."""
     device = torch.device("cuda")
     problems = command.suite_problems(MAIN_SUITE, device)[:MOST_TUNED]
-    found = tuning.tune(problems, device, Path(path), deadline)
+    notify = functools.partial(print, flush=True)
+    try:
+        found = tuning.tune(problems, device, Path(path), deadline, notify=notify, skip=done)
+    except (DeviceLost, UserError) as error:
+        print(error, file=sys.stderr, flush=True)
+        return LOST if isinstance(error, DeviceLost) else BAD_INPUT
     print(f"{len(found)} tiles in {path}", flush=True)
     return DONE
 

@@ -20,7 +20,7 @@ from perf import resuming
 from perf.outcomes import read
 from tests.bench_record import row
 from tlazy import report
-from tlazy.bench import suites
+from tlazy.bench import correctness, suites
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.operations import Linear
 from tlazy.bench.record import Record
@@ -320,6 +320,29 @@ def measure_with_a_fatal_kernel(path, device, names, deadline):
     Linear.fused = fatal
     recording.command.suite_problems = three_problems
     return recording._measure(path, device, names, deadline)
+
+
+def measure_with_a_fatal_reference(path, device, names, deadline):
+    """In a worker: the second problem's reference ends the process, whoever is to be compared."""
+    expected = correctness.expected
+
+    def fatal(operation, *rest):
+        content = json.loads(Path(path).read_text())
+        if content["rows"][-1]["problem"] == "fatal":
+            os._exit(11)
+        return expected(operation, *rest)
+
+    correctness.expected = fatal
+    recording.command.suite_problems = three_problems
+    return recording._measure(path, device, names, deadline)
+
+
+def test_a_reference_that_ends_the_process_costs_its_own_rows_only(path, monkeypatch):
+    monkeypatch.setattr(recording, "_measure", measure_with_a_fatal_reference)
+    assert recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
+    rows = report.load(path)["rows"]
+    assert [row["problem"] for row in rows if row["status"] == "failed"] == ["fatal"] * 2
+    assert {row["problem"] for row in rows if row["status"] == "ok"} == {"fine", "after"}
 
 
 def test_a_kernel_that_ends_the_process_costs_its_own_row_only(path, monkeypatch):

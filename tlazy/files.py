@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "it is there, and not a regular file", str(target))
     # The suffix stays last: writers such as matplotlib choose their format by it.
-    temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(_temporary(target, secrets.token_hex(4)))
     # A plain creation, so that the umask applies as it does to any file.
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -41,6 +41,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what processes that died in :func:`replacing` left beside `path`."""
+    for left in path.parent.glob(_temporary(path, "[0-9a-f]" * 8)):
+        left.unlink(missing_ok=True)
+
+
+def _temporary(target: Path, token: str) -> str:
+    return f".{target.stem}-{token}{target.suffix}"
 
 
 def _flush(path: Path) -> None:

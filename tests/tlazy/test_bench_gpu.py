@@ -5,6 +5,7 @@ import statistics
 import sys
 import threading
 import weakref
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -148,6 +149,25 @@ def test_while_calls_are_timed_each_keeps_one_result_and_none_afterwards(gpu, se
             assert most[False] == (0 if note else sets)
 
 
+@pytest.mark.parametrize("seconds", [4e-6, 2e-3])
+def test_what_a_call_reads_lives_for_as_long_as_it_may_be_timed(gpu, seconds):
+    """A captured graph knows addresses alone."""
+    read = Output()
+
+    def call(read=read):
+        gpu.run(seconds)
+
+    alive = weakref.ref(read)
+    with own_stream(GPU):
+        sample, note = DeviceTimer(gpu.clock).prepare([call])
+        del call, read
+        assert alive() is not None
+        assert note == ("CUDA graph replay" if seconds < timing.GRAPH_BELOW else "")
+        sample(0.01)
+        del sample
+    assert alive() is None
+
+
 def test_the_device_works_before_it_is_timed(gpu):
     ran = []
 
@@ -268,7 +288,7 @@ def test_a_shape_by_itself_is_measured_beside_the_compiler(operation):
 @pytest.mark.parametrize("which", ["forward", "full"])
 @pytest.mark.parametrize("layout", ["ncl", "nlc"])
 def test_every_peer_of_a_short_convolution_is_right_and_timed(computing, libraries, which, layout):
-    short = depthwise(2, 8, 50, 4)
+    short = replace(depthwise(2, 8, 50, 4), layout=layout)
     problem = half("short", short, which)
     rows = measured(problem)
     assert {peer for *_, peer in rows} == set(peers.default_peers(problem, GPU))
@@ -360,7 +380,7 @@ def test_host_time_and_new_lengths_are_rows_without_a_floor(computing):
         assert row["status"] == "ok", row["note"]
         assert row["flops"] is row["bytes"] is row["floor_us"] is row["tflops"] is None
         if peer == "tlazy" and problem == "lengths":
-            assert row["samples"] == measuring.NEW_LENGTHS - 1
+            assert row["samples"] == measuring.NEW_LENGTHS
             assert row["note"].startswith("first calls; ")
     assert ("lengths", "forward", "cudnn-benchmark") in rows
 
@@ -416,3 +436,27 @@ def test_a_kernel_that_loses_the_device_costs_its_own_row_only(computing, tmp_pa
         ("second", "eager"): "ok",
         ("second", "tlazy"): "ok",
     }
+
+
+def test_a_reference_that_loses_the_device_fails_its_group_at_once(
+    computing, tmp_path, monkeypatch
+):
+    path = tmp_path / "record.json"
+    expected = measuring.correctness.expected
+
+    def deadly(operation, *rest):
+        if operation.m == 16:
+            computing.lost = True
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return expected(operation, *rest)
+
+    monkeypatch.setattr(measuring.correctness, "expected", deadly)
+    problems = [half("first", Linear(16, 8, 8)), half("second", Linear(8, 8, 8))]
+    settings = Settings(GPU, peers=("eager", "tlazy"), seconds=0.01)
+    with pytest.raises(DeviceLost, match="the GPU fails after eager, tlazy, first: CUDA error"):
+        measure(problems, Record("tlazy bench", GPU, Ceilings(), path), settings)
+    assert [row["status"] for row in report.load(path)["rows"]] == ["failed"] * 2
+    computing.lost = False  # in a new process
+    again = Record.reopen(path)
+    assert measure(problems, again, settings)
+    assert [row["status"] for row in again.rows] == ["failed"] * 2 + ["ok"] * 2

@@ -16,13 +16,14 @@ from tests.tlazy.benchmarks import (
     wrong_by_a_percent,
 )
 from tlazy import report
-from tlazy.bench import peers
+from tlazy.bench import correctness, measuring, peers
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.measuring import Settings, measure
 from tlazy.bench.networks import Network
-from tlazy.bench.operations import Unsupported
+from tlazy.bench.operations import Conv1d, Unsupported
 from tlazy.bench.record import Record
 from tlazy.bench.suites import Problem, depthwise
+from tlazy.bench.timing import FirstCallTimer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,16 +83,13 @@ def test_peers_take_turns_on_the_same_inputs():
 
     class Watching(SteadyTimer):
         def prepare(self, calls):
-            who = len({id(sample) for sample, _ in order}) if order else 0
             sample, note = super().prepare(calls)
             number = next(counter)
-            return lambda seconds: (order.append((sample, number)), sample(seconds))[1], note + str(
-                who
-            )
+            return lambda seconds: (order.append(number), sample(seconds))[1], note
 
     counter = itertools.count()
     measured(small_linear(passes=("forward",)), timer=Watching(), rounds=3)
-    assert [number for _, number in order] == [0, 1, 1, 0, 0, 1]
+    assert order == [0, 1, 1, 0, 0, 1]
 
 
 def test_a_clock_that_stands_still_gives_no_time():
@@ -144,8 +142,6 @@ def test_visits_share_the_samples_of_one(monkeypatch):
 
 
 def test_what_is_wrong_at_the_second_visit_loses_its_time(monkeypatch):
-    right = tlazy.nn.functional.linear
-
     def again(problem, which):
         if seen:
             monkeypatch.setattr(tlazy.nn.functional, "linear", wrong_by_a_percent)
@@ -156,7 +152,56 @@ def test_what_is_wrong_at_the_second_visit_loses_its_time(monkeypatch):
     ours, eager = record.rows
     assert (ours["status"], ours["median_us"], ours["samples"]) == ("wrong", None, 0)
     assert eager["status"] == "ok"
-    assert tlazy.nn.functional.linear is not right
+
+
+def test_inputs_or_a_reference_that_fail_at_the_second_visit_leave_what_was_measured(monkeypatch):
+    def again(problem, which):
+        if seen:
+            monkeypatch.setattr(correctness, "expected", failing)
+        seen.append(which)
+
+    def failing(*_):
+        raise torch.OutOfMemoryError("somebody else's memory")
+
+    seen = []
+    once = measured(small_linear(passes=("forward",)))
+    twice = measured(small_linear(passes=("forward",)), visits=2, notify=again)
+    assert seen == ["forward"] * 2
+    for row, first in zip(twice.rows, once.rows, strict=True):
+        assert (row["status"], row["samples"]) == ("ok", first["samples"] / 2)
+
+
+def new_lengths():
+    conv = Conv1d(2, 4, 50, 4, 3, padding=1)
+    return Problem("shape", "lengths", conv, torch.float32, ("forward",), timed="new length")
+
+
+def test_what_is_wrong_at_a_new_length_alone_gets_no_time(monkeypatch):
+    right = tlazy.nn.functional.conv1d
+    factor = lambda x: 1 if x.shape[-1] == 50 else 7  # noqa: E731
+    wrong = lambda x, *rest, **options: factor(x) * right(x, *rest, **options)  # noqa: E731
+    monkeypatch.setattr(tlazy.nn.functional, "conv1d", wrong)
+    rows = rows_by_peer(measured(new_lengths(), timer=FirstCallTimer()))
+    assert (rows["tlazy"]["status"], rows["tlazy"]["median_us"]) == ("wrong", None)
+    assert rows["eager"]["status"] == "ok"
+
+
+def test_lengths_are_new_to_a_second_run_too(monkeypatch):
+    right, seen = tlazy.nn.functional.conv1d, []
+
+    def noting(x, *rest, **options):
+        seen.append(x.shape[-1])
+        return right(x, *rest, **options)
+
+    monkeypatch.setattr(tlazy.nn.functional, "conv1d", noting)
+    met = []
+    for _ in range(2):
+        (row,) = measured(new_lengths(), timer=FirstCallTimer(), peers=("tlazy",)).rows
+        assert row["samples"] == measuring.NEW_LENGTHS
+        met.append(set(seen) - {50})
+        seen.clear()
+    assert len(met[0]) == len(met[1]) == measuring.NEW_LENGTHS
+    assert len(met[0] & met[1]) <= 2
 
 
 def test_nothing_starts_after_the_deadline():

@@ -49,8 +49,7 @@ def test_the_file_is_whole_after_every_row(tmp_path, monkeypatch):
         measured(small_linear(), path, timer=Stopping())
     content = load(path)
     assert not content["complete"]
-    assert [row["status"] for row in content["rows"]] == ["ok", "ok", "failed"]
-    assert content["rows"][2]["note"] == measuring.TRIED
+    assert states(path) == ("ok", "ok", measuring.TRIED, measuring.UNFINISHED)
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
@@ -66,7 +65,7 @@ def test_the_file_says_who_runs_until_each_has_a_time_with_few_writes(tmp_path, 
     record = measured(small_linear(passes=("forward",)), path, Looking(), rounds=3)
     tried, waiting, timed = measuring.TRIED, measuring.UNFINISHED, "ok"
     assert seen == [(tried, waiting), (timed, tried), *[(timed, timed)] * 4]
-    assert len(writes) == 2 * 2 + 2
+    assert len(writes) == 1 + 2 * 2 + 2
     assert load(path) == record.content
 
 
@@ -88,7 +87,7 @@ def test_a_row_that_is_refused_does_not_stay_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(tlazy.nn.functional, "linear", wrong_by_a_percent)
     measured(small_linear(passes=("forward",)), path, peers=("eager", "tlazy"), rounds=1)
     assert [row["status"] for row in load(path)["rows"]] == ["ok", "wrong"]
-    assert len(writes) == 2 + 1 + 1  # each is tried, one is timed, the end
+    assert len(writes) == 1 + 2 + 1 + 1  # all are tried, each is, one is timed, the end
 
 
 def test_what_is_interrupted_leaves_what_is_known(tmp_path):
@@ -127,14 +126,6 @@ def test_a_record_without_rows_is_valid(tmp_path):
     path = tmp_path / "record.json"
     Record("tlazy bench", CPU, Ceilings(), path).write()
     assert load(path)["rows"] == []
-
-
-def test_two_runs_on_a_quiet_machine_agree_within_the_spread():
-    runs = [measured(small_linear(), timer=SteadyTimer(seed=seed)) for seed in (1, 2)]
-    assert compare(runs[0].content, runs[1].content) == []
-    assert compare(runs[1].content, runs[0].content) == []
-    for old, new in zip(runs[0].rows, runs[1].rows, strict=True):
-        assert old["q20_us"] <= new["median_us"] <= old["q80_us"]
 
 
 def test_a_deliberately_slowed_kernel_is_flagged(monkeypatch):

@@ -2,10 +2,12 @@
 
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from tlazy.files import replacing
+from tlazy.files import remove_temporaries, replacing
 
 
 def test_a_file_is_replaced_when_the_block_ends_well(tmp_path):
@@ -65,3 +67,20 @@ def test_a_missing_folder_is_named_with_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as refused, replacing(path):
         pass
     assert refused.value.filename == str(path)
+
+
+def test_what_a_process_that_was_killed_left_is_removed(tmp_path):
+    path, other = tmp_path / "record.json", tmp_path / "another.json"
+    for of in (path, other):
+        killed = (
+            "import os, sys; from tlazy.files import replacing\n"
+            "with replacing(sys.argv[1]): os._exit(1)"
+        )
+        subprocess.run([sys.executable, "-c", killed, str(of)], check=False)
+    path.write_text("{}")
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_temporaries(path)
+    left = {found.name for found in tmp_path.iterdir()}
+    assert "record.json" in left
+    assert len(left) == 2
+    assert not any(name.startswith(".record") for name in left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +38,9 @@ CACHES = 4
 # Where outputs are so much larger that this many caches hold fewer sets with their outputs, those
 # are enough: outputs pass through the cache too, and would fill the memory.
 CACHES_WITH_OUTPUTS = 8 * CACHES
-# How many lengths are new to a convolution, and by how much each differs from the one before.
-NEW_LENGTHS, LENGTH_STEP = 9, 37
+# How many lengths are new to a convolution, and by how many samples at most: drawn anew, because
+# what an earlier run has met is no longer new to its process.
+NEW_LENGTHS, MOST_LONGER = 8, 1000
 # What rows say that have no time yet: one that is being tried, and one whose turn is to come.
 TRIED = "hung, ended the process or was stopped"
 UNFINISHED = "stopped before it was measured"
@@ -200,21 +202,25 @@ class _Group:
         return entered
 
     def _measure(self, rows: Sequence[Row]) -> int:
+        untimed = [row for row in rows if row["status"] != "ok"]
+        self._announce(untimed)
         try:
             sets = self._input_sets()
-            reference = self._reference(sets[0])
+            references = [self._reference(one) for one in self._checked(sets)]
         except RuntimeError as error:
-            for row in rows:
-                self._fail(row, error)
+            self._fail(untimed, error)
             return len(rows)
+        for row in untimed:  # each one's announcement writes that the others wait for their turn
+            row["note"] = UNFINISHED
+            self.record.hold(row)
         entered = 0
         contenders: list[_Contender | None] = []
         for row in rows:
             if contenders and time.monotonic() > self.settings.deadline:
                 break
-            contenders.append(self._enter(row, sets, reference))
+            contenders.append(self._enter(row, sets, references))
             entered += 1
-        del reference
+        del references
         self._take_turns([c for c in contenders if c is not None])
         return entered
 
@@ -223,25 +229,20 @@ class _Group:
         draw = Draw(self.settings.device, self.problem.dtype, self.generator)
         if self.problem.timed != "new length":
             return input_sets(operation, draw, self.which, gradients=self.gradients)
-        longer = range(0, NEW_LENGTHS * LENGTH_STEP, LENGTH_STEP)
-        return [
-            input_set(replace(operation, length=operation.length + more), draw, self.which)
-            for more in longer
-        ]
+        longer = random.Random(self.generator.initial_seed()).sample(
+            range(MOST_LONGER), NEW_LENGTHS
+        )
+        lengths = operation.length, *(operation.length + 1 + more for more in longer)
+        return [input_set(replace(operation, length=n), draw, self.which) for n in lengths]
+
+    def _checked(self, sets: Sequence[InputSet]) -> Sequence[InputSet]:
+        """Those on which a peer has to be right: other sets hold the same values."""
+        return sets if self.problem.timed == "new length" else sets[:1]
 
     def _reference(self, one: InputSet) -> Reference:
         """The right outputs on these inputs, and how wrong a peer's may be."""
         operation, which = self.problem.operation, self.which
-        try:
-            wanted = correctness.expected(operation, *one, which)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            # For some convolutions in float64 cuDNN has no engine, where ATen has kernels.
-            wanted = None
-        if wanted is None:  # the error, and the tensors that it holds, are gone here
-            with machine.without_cudnn():
-                wanted = correctness.expected(operation, *one, which)
+        wanted = correctness.expected(operation, *one, which)
         return Reference(wanted, correctness.limits(operation, one, which, wanted, self.precision))
 
     def _is_missing(self, row: Row) -> bool:
@@ -268,15 +269,17 @@ class _Group:
             "peak_memory_bytes": None,
         }
 
-    def _enter(self, row: Row, sets: Sequence[InputSet], reference: Reference) -> _Contender | None:
+    def _enter(
+        self, row: Row, sets: Sequence[InputSet], references: Sequence[Reference]
+    ) -> _Contender | None:
         """Build and check the row's peer; None, and a row that says why, where it has no time."""
-        self._announce(row)
+        self._announce([row])
         try:
             with torch.set_grad_enabled(self.gradients):
                 built = PEERS[row["peer"]](self.problem.operation, sets[0][0][0])
             row["backend"] = built.backend
             inside = inside_of(built, self.settings.device, gradients=self.gradients)
-            prepared = inside(lambda: self._prepare(row, built, sets, reference))
+            prepared = inside(lambda: self._prepare(row, built, sets, references))
             if prepared is None:
                 return None
             sample, how = prepared
@@ -293,18 +296,26 @@ class _Group:
         except Unsupported as error:
             self._refuse(row, "unsupported", str(error))
         except Exception as error:  # a peer's own exceptions are any
-            self._fail(row, error)
+            self._fail([row], error)
         return None
 
     def _prepare(
-        self, row: Row, built: Implementation, sets: Sequence[InputSet], reference: Reference
+        self,
+        row: Row,
+        built: Implementation,
+        sets: Sequence[InputSet],
+        references: Sequence[Reference],
     ) -> tuple[Sampler, str] | None:
         """Check the peer, and warm it up; None where it is wrong."""
-        if not self._is_right(row, built, sets[0], reference):
+        if not self._is_right(row, built, sets[0], references[0]):
             return None
         calls = [call_of(built, self.which, one) for one in sets]
         row["peak_memory_bytes"] = self._peak_memory(calls[0])
-        return self.timer.prepare(calls)
+        prepared = self.timer.prepare(calls)
+        for one, reference in zip(sets[1:], references[1:], strict=False):  # are not new any more
+            if not self._is_right(row, built, one, reference):
+                return None
+        return prepared
 
     def _is_right(
         self, row: Row, built: Implementation, one: InputSet, reference: Reference
@@ -340,13 +351,13 @@ class _Group:
             if turn == 1:
                 self.record.write()  # else the last one would stand in for whoever ends the process
             for contender in list(contenders):
-                self._announce(contender.row)
+                self._announce([contender.row])
                 try:
                     contender.samples += contender.sample(each)
                     self._note_time(contender)
                 except Exception as error:  # as above
                     contenders.remove(contender)
-                    self._fail(contender.row, error)
+                    self._fail([contender.row], error)
             contenders = contenders[1:] + contenders[:1]
 
     def _note_time(self, contender: _Contender) -> None:
@@ -368,21 +379,25 @@ class _Group:
             floor_fraction=None if floor is None else floor / (timing.median * 1e6),
         )
 
-    def _announce(self, row: Row) -> None:
-        """Have the file say that a row without a time is tried, before anything of it runs."""
-        if row["status"] != "ok":
+    def _announce(self, rows: Iterable[Row]) -> None:
+        """Have the file say that those without a time are tried, before anything of them runs."""
+        untimed = [row for row in rows if row["status"] != "ok"]
+        for row in untimed:
             row["note"] = TRIED
-            self.record.put(row)
+            self.record.hold(row)
+        if untimed:
+            self.record.write()
 
     def _refuse(self, row: Row, status: str, note: str) -> None:
         """Say why the row has no time, or has none any more."""
         row.update(dict.fromkeys(TIMES), samples=0, status=status, note=note)
         self.record.hold(row)
 
-    def _fail(self, row: Row, error: Exception) -> None:
-        """Say in the row what happened; stop everything where the device is lost."""
+    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
+        """Say in the rows what happened; stop everything where the device is lost."""
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        self._refuse(row, "failed", reason)
+        for row in rows:
+            self._refuse(row, "failed", reason)
         if self.settings.device.type != "cuda":
             return
         if isinstance(error, torch.OutOfMemoryError):
@@ -390,8 +405,9 @@ class _Group:
         try:
             torch.cuda.synchronize()
         except RuntimeError as lost:
+            peers = ", ".join(row["peer"] for row in rows)
             raise DeviceLost(
-                f"the GPU fails after {row['peer']}, {row['problem']}: {reason}"
+                f"the GPU fails after {peers or 'inputs'}, {self.problem.name}: {reason}"
             ) from lost
 
 

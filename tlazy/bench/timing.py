@@ -151,6 +151,20 @@ class Kept:
         self.result = self.call()
 
 
+class Captured(NamedTuple):
+    """A graph of calls.
+
+    Attributes:
+        graph: of all of them, several times over where they are few.
+        calls: which hold what the graph reads: it knows addresses alone.
+        made: calls a replay.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    calls: Sequence[Kept]
+    made: int
+
+
 class DeviceTimer:
     """CUDA events around calls, or around the replay of a graph of short ones.
 
@@ -179,16 +193,13 @@ class DeviceTimer:
             return by_events, ""
         try:
             with _dropping_results(kept):
-                graph, captured = _capture(kept)
+                captured = _capture(kept)
         except Exception as error:  # whatever a library does that a capture forbids
             torch.cuda.synchronize()
             reason = " ".join(str(error).split())[:80]
             note = f"timed with its launches: no CUDA graph ({reason})"
             return by_events, note
-        return (
-            lambda seconds: self._replays(graph, captured, seconds),
-            "CUDA graph replay",
-        )
+        return lambda seconds: self._replays(captured, seconds), "CUDA graph replay"
 
     def _warm_up(self, rotation: Iterator[Call]) -> None:
         """Let libraries choose, kernels load and clocks rise."""
@@ -216,11 +227,12 @@ class DeviceTimer:
         with _no_collection():
             return _between_events([next(rotation) for _ in range(count)])
 
-    def _replays(self, graph: torch.cuda.CUDAGraph, captured: int, seconds: float) -> list[float]:
-        (once,) = _between_events([graph.replay])
+    def _replays(self, captured: Captured, seconds: float) -> list[float]:
+        replay = captured.graph.replay
+        (once,) = _between_events([replay])
         count = int(min(MOST_SAMPLES, max(FEWEST_SAMPLES, seconds / once)))
         with _no_collection():
-            return [taken / captured for taken in _between_events([graph.replay] * count)]
+            return [taken / captured.made for taken in _between_events([replay] * count)]
 
 
 def timer_for(device: torch.device) -> Timer:
@@ -257,8 +269,8 @@ def _between_events(calls: Sequence[Call]) -> list[float]:
     return [begin.elapsed_time(end) / 1e3 for begin, end in events]
 
 
-def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, int]:
-    """A graph of all calls, several times over where they are few, and how many it holds.
+def _capture(calls: Sequence[Kept]) -> Captured:
+    """A graph of the calls.
 
     It is captured on the current stream, which must not be the default one: a backward pass runs
     on the stream of its forward pass, and may not leave the captured one.
@@ -270,7 +282,7 @@ def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, int]:
             call()
     graph.replay()
     torch.cuda.synchronize()
-    return graph, rounds * len(calls)
+    return Captured(graph, calls, rounds * len(calls))
 
 
 @contextmanager
