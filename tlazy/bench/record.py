@@ -17,10 +17,8 @@ from tlazy.bench.operations import Pass
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 from tlazy.files import replacing
+from tlazy.report.record import FORMAT, KEY, load
 
-FORMAT = 1
-# What makes two rows measurements of the same thing.
-KEY = ("suite", "op", "problem", "shape", "dtype", "pass", "activation", "layout", "peer")
 # Spreads that do not overlap are told apart; so is a change of less than this not worth a line.
 SLOWER_BY = 1.05
 
@@ -130,17 +128,6 @@ def identity(problem: Problem, which: Pass, peer: str) -> Row:
 def key(row: Mapping[str, Any]) -> str:
     """What the row measures, as text."""
     return json.dumps([row[name] for name in KEY], sort_keys=True)
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read a record.
-
-    Raises:
-        UserError: where it cannot be read, or is none.
-    """
-    from tlazy.report import record as format_of_records
-
-    return format_of_records.load(path)
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlazy.bench.operations import Pass
-from tlazy.bench.suites import SINGLE, Problem
+from tlazy.bench.suites import BUILDERS, SINGLE, Problem
 from tlazy.report import comparison, units
 
-GROUP = ("suite", "op", "problem", "shape", "dtype", "pass", "activation", "layout")
 PASS_IN_WORDS: Mapping[Pass, str] = {
     "forward": "forward pass",
     "backward": "backward pass",
@@ -56,10 +56,8 @@ def show(content: Mapping[str, Any], console: Console | None = None) -> None:
     table.add_column("peer", no_wrap=True)
     for name in NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
-    rows = content["rows"]
-    duels = {id(duel.peer): duel for problem in comparison.problems(rows) for duel in problem.duels}
-    for _, members in groupby(rows, key=lambda row: [row[name] for name in GROUP]):
-        _add_group(table, list(members), duels)
+    for problem in comparison.problems(content["rows"]):
+        _add_problem(table, problem)
     console.print(table)
 
 
@@ -70,35 +68,51 @@ def show_flagged(flagged: Sequence[Mapping[str, Any]], common: int, old: Path | 
     print(f"{len(flagged)} of {common} measurements that {old} has too are worse")
 
 
-def _add_group(
-    table: Table, rows: Sequence[Mapping[str, Any]], duels: Mapping[int, comparison.Duel]
-) -> None:
-    for text, row in zip_longest(_description(rows[0]), rows):
-        if row is None:
-            table.add_row(text)
-            continue
-        peer = f"{row['peer']} ({row['backend']})" if row["backend"] else row["peer"]
-        cells = _cells(row, duels.get(id(row))) if row["status"] == "ok" else _refusal(row)
-        table.add_row(text or "", escape(peer), *cells)
+def _add_problem(table: Table, problem: comparison.Problem) -> None:
+    entries: list[tuple[int, comparison.Row, comparison.Duel | None]]
+    entries = [(index, row, None) for index, row in problem.ours]
+    entries += [(duel.index, duel.peer, duel) for duel in problem.duels]
+    lines = [_line(row, duel) for _, row, duel in sorted(entries, key=lambda entry: entry[0])]
+    for text, cells in zip_longest(_description(problem), lines, fillvalue=()):
+        table.add_row(text or "", *cells)
     table.add_section()
 
 
+def _line(row: comparison.Row, duel: comparison.Duel | None) -> list[str]:
+    """What stands right of the problem."""
+    peer = f"{row['peer']} ({row['backend']})" if row["backend"] else row["peer"]
+    return [escape(peer), *(_cells(row, duel) if row["status"] == "ok" else _refusal(row))]
+
+
 def _work(problem: Problem, which: Pass) -> str:
-    """The operation, its shape, the pass and, of a suite, the problem's name."""
+    """The operation with its sizes, the pass and, of a suite, the problem's name."""
     operation = problem.operation
     name = "" if problem.suite == SINGLE else f" ({problem.name})"
-    return f"{operation.op} {_sizes(operation.shape())}{name}, {PASS_IN_WORDS[which]}"
+    return f"{_as_typed(operation.op, operation.shape())}{name}, {PASS_IN_WORDS[which]}"
 
 
-def _sizes(shape: Mapping[str, Any]) -> str:
-    """A shape as ``--shape`` takes it."""
-    return ",".join(str(value).lower() for value in shape.values()).removesuffix(",true")
+def _as_typed(op: str, shape: Mapping[str, Any]) -> str:
+    """``OP SIZES`` as ``tlazy bench OP --shape SIZES`` takes them; of a chain, its linear layer.
+
+    >>> _as_typed("linear", {"m": 8, "n": 4, "k": 2, "bias": True, "then": "add-relu"})
+    'linear 8,4,2'
+    """
+    sizes = {name: size for name, size in shape.items() if name != "then"}
+    if op == "depthwise" and sizes["in_channels"] == sizes["out_channels"]:
+        del sizes["out_channels"], sizes["groups"]
+    elif op == "depthwise":
+        op = "conv1d"  # a depthwise one has no option for several outputs of a channel
+    options = inspect.signature(BUILDERS[op]).parameters
+    while (name := next(reversed(sizes))) in options and options[name].default == sizes[name]:
+        del sizes[name]
+    return f"{op} {','.join(str(size).lower() for size in sizes.values())}"
 
 
-def _description(row: Mapping[str, Any]) -> list[str]:
-    """The problem's name, its kind, and its shape as ``--shape`` takes it."""
-    kind = (row["op"], row["dtype"], row["pass"], row["activation"], row["layout"])
-    lines = (row["problem"], " ".join(filter(None, kind)), _sizes(row["shape"]))
+def _description(problem: comparison.Problem) -> list[str]:
+    """The problem's name, its kind, and how to ask for its sizes."""
+    then = problem.shape.get("then")
+    kind = (problem.dtype, problem.pass_, problem.activation, problem.layout, then)
+    lines = (problem.name, " ".join(filter(None, kind)), _as_typed(problem.op, problem.shape))
     return [escape(line) for line in dict.fromkeys(lines)]
 
 

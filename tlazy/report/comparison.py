@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from tlazy.report.record import WORK
 
 Row = Mapping[str, Any]
 Verdict = Literal["faster", "slower", "even", "none"]
@@ -97,7 +100,7 @@ class Score:
 
 def problems(rows: Sequence[Row]) -> list[Problem]:
     """The rows by problem, in the record's order."""
-    found: dict[tuple[object, ...], Problem] = {}
+    found: dict[str, Problem] = {}
     peers: dict[int, list[tuple[int, Row]]] = {}
     for index, row in enumerate(rows):
         problem = found.setdefault(_key(row), _problem(row))
@@ -134,10 +137,9 @@ def why(row: Row) -> str:
     return f"{row['peer']}: {row['status']}{note}"
 
 
-def _key(row: Row) -> tuple[object, ...]:
-    sizes = tuple(sorted((name, repr(size)) for name, size in row["shape"].items()))
-    names = ("suite", "op", "problem", "dtype", "pass", "activation", "layout")
-    return (*(row[name] for name in names), sizes)
+def _key(row: Row) -> str:
+    """The row's work, as text."""
+    return json.dumps([row[name] for name in WORK], sort_keys=True)
 
 
 def _problem(row: Row) -> Problem:

@@ -13,6 +13,9 @@ from typing import Any
 from tlazy.errors import UserError
 
 FORMAT = 1
+# What makes two rows measurements of the same work, and with the peer of the same thing.
+WORK = ("suite", "op", "problem", "shape", "dtype", "pass", "activation", "layout")
+KEY = (*WORK, "peer")
 STATUSES = ("ok", "wrong", "unsupported", "failed")
 TIMES = ("median_us", "q20_us", "q80_us")
 
