@@ -1,6 +1,7 @@
 """The report shows everything that a record holds, and nothing that it does not."""
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from tests.browser import CHROMIUM, chromium
 from tlazy.bench import table
 from tlazy.bench.peers import PEERS
 from tlazy.errors import UserError
-from tlazy.report import pictures, write_html, write_pngs
+from tlazy.report import pictures, write_html, write_pngs, write_report
 
 pytest.importorskip("jinja2", reason="the report needs the plot extra: jinja2")
 figures = pytest.importorskip(
@@ -267,6 +268,20 @@ def test_a_missing_library_is_named_with_the_way_out(tmp_path, monkeypatch, writ
     monkeypatch.setitem(sys.modules, "matplotlib.ticker", None)
     with pytest.raises(UserError, match=re.escape("pip install 'tlazy[plot]'")):
         write(record(row()), tmp_path)
+
+
+def test_a_report_is_drawn_beside_its_record_with_what_is_installed(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "2026-11-23.json"
+    path.write_text(json.dumps(record(*MIXED)))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib.figure", None)
+        write_report(path)
+    said = "no report, or a part of it: pictures need matplotlib: pip install 'tlazy[plot]'\n"
+    assert capsys.readouterr().err == said
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "2026-11-23.html"}
+    write_report(path)
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "speedups.png").exists()
 
 
 def test_importing_the_report_imports_no_plotting_library():
