@@ -52,6 +52,8 @@ from tlazy.bench.record import Record, Row, check_same_device, key, load
 from tlazy.bench.suites import SUITES, Problem
 from tlazy.errors import UserError, one_line
 from tlazy.files import remove_temporaries
+from tlazy.outputs import check_writable
+from tlazy.report import write_report
 
 ROOT = Path(__file__).parent.parent
 MAIN_SUITE, MOST_TUNED = "goals", 8
@@ -244,7 +246,8 @@ def _begin(out: Path, device: str, command_line: str, resume: Path | None, answe
         return BAD_INPUT
     answer.write_text(json.dumps({"path": str(record.path)}))
     if record.ceilings.bandwidth is None:
-        problems = [p for suite in SUITES for p in command.suite_problems(suite, where, "full")]
+        every = (problem for suite in SUITES.values() for problem in suite())
+        problems = command.in_dtype(every, where)
         ceilings = machine.measure_ceilings(where, command.precisions(problems, where))
         record.content["ceilings"] = dataclasses.asdict(ceilings)
         record.write()
@@ -254,7 +257,7 @@ def _begin(out: Path, device: str, command_line: str, resume: Path | None, answe
 def _new_record(out: Path, device: torch.device, command_line: str) -> Record:
     """An empty record in the device's folder."""
     path = _folder(out, device) / time.strftime("%Y-%m-%d-%H%M%S.json", time.gmtime())
-    command.check_writable("--out", path)
+    check_writable("--out", path)
     record = Record(command_line, device, machine.Ceilings(), path)
     record.write()
     return record
@@ -272,7 +275,7 @@ def _resumed_record(out: Path, device: torch.device, resume: Path) -> Record:
     if before != now:
         raise UserError(f"--resume {resume} was measured with {before}, not with {now}")
     record.path = _folder(out, device) / resume.name
-    command.check_writable("--out", record.path)
+    check_writable("--out", record.path)
     if record.path.exists() and not record.path.samefile(resume):
         raise UserError(f"--resume {resume}: {record.path} is there already")
     record.write()

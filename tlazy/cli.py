@@ -167,13 +167,14 @@ def predict(
     label; an .npz file gives x (and y), or else x_test (and y_test).
     """
     from tlazy import predict as prediction
-    from tlazy.run import check_device, check_new_file
+    from tlazy.outputs import check_new_file
+    from tlazy.run import check_device
 
     check_device(device)
     if out is not None and out.exists() and file.exists() and out.samefile(file):
         raise UserError(f"--out {out} is the file to read")
     if out is not None:
-        check_new_file(out)
+        check_new_file("--out", out)
     predictions = prediction.predict(run, file, device=device)
     _show(predictions, len(predictions.predicted) if out is None else SHOWN_PREDICTIONS)
     if out is not None:
@@ -250,12 +251,6 @@ def bench(
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
-    scale: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Sizes of a suite: full or small.", show_default="small on a CPU"
-        ),
-    ] = None,
     json: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the record, after every row.", parser=_path),
@@ -284,8 +279,20 @@ def bench(
     from tlazy.bench.command import Options
 
     options = Options(
-        *(op, shape, suite, dtype, passes, activation, layout, peer, device, scale),
-        *(json, html, compare, tune, minutes),
+        op=op,
+        shape=shape,
+        suite=suite,
+        dtype=dtype,
+        passes=passes,
+        activation=activation,
+        layout=layout,
+        peer=peer,
+        device=device,
+        json=json,
+        html=html,
+        compare=compare,
+        tune=tune,
+        minutes=minutes,
     )
     return command.run(options, command.command_line(sys.argv[1:]))
 

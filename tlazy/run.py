@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import shlex
 from collections.abc import Iterable
@@ -254,19 +253,6 @@ def check_free(path: Path) -> None:
             f"{path} already holds a run ({', '.join(held)}): "
             "give another --out, or --resume to continue it"
         )
-
-
-def check_new_file(path: Path) -> None:
-    """Raise UserError unless ``--out`` names a file that is not there yet and can be written."""
-    try:
-        if os.path.lexists(path) or path.exists():
-            raise UserError(f"--out {path} exists already: give another --out")
-        if not path.parent.is_dir():
-            raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: the folder {path.parent} is not writable")
 
 
 def check_range(option: str, value: int, least: int, most: int) -> None:

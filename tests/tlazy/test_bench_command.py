@@ -1,5 +1,6 @@
 """`tlazy bench` on the command line: what it shows, what it refuses, and how it is stopped."""
 
+import importlib.util
 import json
 import os
 import re
@@ -14,7 +15,8 @@ import torch
 
 import tlazy.nn.functional
 from tlazy import cli, report
-from tlazy.bench import command, measuring, timing
+from tlazy.bench import command, measuring, record, timing
+from tlazy.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TINY = ("linear", "--shape", "32,16,24", "--device", "cpu")
@@ -92,7 +94,7 @@ def test_options_choose_dtype_pass_activation_layout_and_peers(here, capsys):
 
 def test_a_suite_can_be_limited_to_an_operation_and_in_time(here, capsys):
     arguments = ["conv_transpose1d", "--suite", "kernelbench", "--minutes", "5", "--device", "cpu"]
-    assert cli.main(["bench", *arguments, "--scale", "small", "--json", "record.json"]) == 0
+    assert cli.main(["bench", *arguments, "--json", "record.json"]) == 0
     named = r"measuring 1 of \d+: conv_transpose1d [\d,]+.* \(KernelBench 1/64\), forward pass\n"
     assert re.match(named, capsys.readouterr().err)
     rows = report.load("record.json")["rows"]
@@ -175,13 +177,14 @@ def test_a_wrong_kernel_is_refused_in_the_table(here, capsys, monkeypatch):
         (["--peer", "eager,jax"], "--peer must be of tlazy, eager, .*, got 'jax'"),
         (["--peer", ""], "--peer must be of tlazy"),
         (["--device", "tpu"], "--device must be one of auto, cpu, cuda"),
-        (["--scale", "huge"], "--scale must be one of full, small"),
         (["--shape", "4,5,6"], "--shape needs an operation"),
         ([*TINY, "--suite", "goals"], "--suite and --shape exclude each other"),
         (["linear", "--shape", "4,5"], "--shape 4,5: missing a required argument: 'k'"),
         (["linear", "--shape", "4,-5,6"], "n must be a whole number of at least 1, got -5"),
         (["conv1d", "--shape", "1,1,5,1,9"], "--shape 1,1,5,1,9: .*(greater than|too small)"),
         (["linear", "--shape", "900000,900000,900000"], "--shape needs about .* GiB"),
+        (["model", "--shape", "fcn,2000,1,100000"], "--shape needs about 2,... GiB"),
+        (["model", "--shape", "fcn,2000,1,100000", "--pass", "forward"], "needs about 38. GiB"),
         (["linear", "--shape", f"{10**30},5,6"], f"--shape {10**30},5,6: "),
         (["conv1d", "--shape", f"1,1,{2**63 - 1},1,1"], "--shape 1,1,9223372036854775807,1,1: "),
         (["linear", "--shape", "nan,5,6"], "m must be a whole number, got nan"),
@@ -220,6 +223,21 @@ def test_a_wrong_option_is_refused_in_one_line(arguments, message, here, capsys)
 )
 def test_a_gpu_option_without_a_gpu_is_refused_in_one_line(arguments, message, here, capsys):
     assert re.search(message, refusal(arguments, capsys, here))
+
+
+@pytest.mark.parametrize(
+    ("option", "asked"),
+    [
+        ("--pass", {"passes": "forward"}),
+        ("--peer", {"peer": "eager"}),
+        ("--html", {"html": Path("report.html")}),
+        ("--compare", {"compare": Path("old.json")}),
+    ],
+)
+def test_what_tuning_does_not_heed_is_refused(option, asked, here, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=f"--tune .*: it takes --json, not {option}$"):
+        command.plan(command.Options(op="linear", tune=True, **asked))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -265,8 +283,26 @@ def test_ctrl_c_shows_and_keeps_what_was_measured(here, capsys, monkeypatch):
     assert "incomplete: not everything was measured" in capsys.readouterr().out
     record = report.load("record.json")
     assert not record["complete"]
-    assert [row["status"] for row in record["rows"]] == ["ok", "ok", "failed"]
+    assert [row["status"] for row in record["rows"]] == ["ok", "ok", "failed", "failed"]
     assert os.listdir(here) == ["record.json"]
+
+
+def test_a_disk_that_fills_up_meanwhile_loses_no_table(here, capsys, monkeypatch):
+    replacing = record.replacing
+    left = iter(range(12))
+
+    def filling(path):
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        return replacing(path)
+
+    monkeypatch.setattr(record, "replacing", filling)
+    assert cli.main(["bench", *TINY, "--json", "record.json", "--html", "report.html"]) == 2
+    printed = capsys.readouterr()
+    assert "tlazy: cannot write record.json: No space left on device" in printed.err
+    assert re.search(r"linear 32,16,24 +│ tlazy \(aten\) +│ +[\d,.]+ │", printed.out)
+    assert "incomplete: not everything was measured" in printed.out
+    assert (here / "report.html").exists() == bool(importlib.util.find_spec("jinja2"))
 
 
 def test_a_lost_device_ends_with_exit_code_1_after_the_table(here, capsys, monkeypatch):

@@ -339,12 +339,19 @@ def test_series_that_do_not_fit_the_run_are_not_predicted(x, message, run, here,
 def test_predict_refuses_to_replace_its_input_and_to_write_where_it_cannot(run, here, capsys):
     same = ["predict", "run", "../good.npz", "--out", "../good.npz"]
     assert_refused(same, "is the file to read", capsys, here.parent)
-    nowhere = ["predict", "run", "../good.npz", "--out", "none/predicted.csv"]
-    assert_refused(nowhere, "cannot write none/predicted.csv", capsys, here)
-    for name in ("run/config.json", "run", "x" * 300):
-        there = ["predict", "run", "../good.npz", "--out", name]
-        assert_refused(there, "give another --out|File name too long", capsys, here)
-        assert capsys.readouterr().out == ""
+    for name, why in (
+        ("none/predicted.csv", "there is no folder none"),
+        ("run/config.json", "give another --out"),
+        ("run", "give another --out"),
+        ("x" * 300, "File name too long"),
+        ("/proc/predicted.csv", "cannot write to the folder /proc"),  # where root has permission
+    ):
+        before = content(here)
+        assert cli.main(["predict", "run", "../good.npz", "--out", name]) == 2
+        printed = capsys.readouterr()
+        assert re.fullmatch(f"tlazy: .*{why}.*\n", printed.err)
+        assert printed.out == ""
+        assert content(here) == before
 
 
 def test_labels_that_the_network_never_saw_are_not_scored(run, here, capsys):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 
+import tlazy
 from tlazy.bench import machine, peers, record, suites, tuning
 from tlazy.bench.measuring import DeviceLost, Settings, identities, measure
+from tlazy.bench.networks import Network
 from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, ConvTranspose1d, Linear
 from tlazy.bench.record import Record
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
+from tlazy.outputs import check_writable
 from tlazy_kernels.reference import ACTIVATIONS
 from tlazy_kernels.roofline import Precision
 
@@ -29,7 +32,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
-SCALES = ("full", "small")
 VISITS = 4
 EXTRA = "pip install 'tlazy[plot]'"
 
@@ -47,7 +49,6 @@ class Options:
     layout: str | None = None
     peer: str | None = None
     device: str = "auto"
-    scale: str | None = None
     json: Path | None = None
     html: Path | None = None
     compare: Path | None = None
@@ -108,7 +109,8 @@ def run(options: Options, command: str) -> int:
     passed on, after the table of what was measured until then.
 
     Raises:
-        UserError: as :func:`plan`, and where nothing could be compared that ``--compare`` asks for.
+        UserError: as :func:`plan`; where the record cannot be written any more, after the table
+            too; and where nothing could be compared that ``--compare`` asks for.
     """
     from tlazy.bench import table
 
@@ -120,21 +122,24 @@ def run(options: Options, command: str) -> int:
     ceilings = machine.measure_ceilings(device, precisions(checked.problems, device))
     result = Record(command, device, ceilings, options.json)
     result.write()
-    interrupted = lost = False
+    lost = False
+    stopped: KeyboardInterrupt | UserError | None = None
     try:
         with table.progress(checked.problems, checked.settings.visits) as notify:
             settings = dataclasses.replace(checked.settings, notify=notify)
             if measure(checked.problems, result, settings):
                 result.finish()
-    except KeyboardInterrupt:
-        interrupted = True
+    except (KeyboardInterrupt, UserError) as error:
+        stopped = error
     except DeviceLost as error:
         lost = True
         print(f"tlazy bench: {error}", file=sys.stderr)
     table.show(result.content)
-    _write_html(options.html, result.content)
-    if interrupted:
-        raise KeyboardInterrupt
+    try:
+        _write_html(options.html, result.content)
+    finally:
+        if stopped is not None:
+            raise stopped
     if checked.old is None:
         return int(lost)
     common = record.common(checked.old, result.rows)
@@ -156,44 +161,25 @@ def precisions(problems: Iterable[Problem], device: torch.device) -> list[Precis
     return sorted(found)
 
 
-def suite_problems(
-    name: str, device: torch.device, scale: str | None = None, dtype: torch.dtype | None = None
-) -> list[Problem]:
-    """A suite as it is measured on `device`: on a CPU small, and in float32 unless `dtype`."""
-    return _fitted(suites.SUITES[name](), device, scale, dtype)
+def suite_problems(name: str, device: torch.device) -> list[Problem]:
+    """A suite as it is measured on `device`: on a CPU small, and in float32."""
+    return _fitted(in_dtype(suites.SUITES[name](), device), device)
 
 
-def _fitted(
-    problems: Iterable[Problem],
-    device: torch.device,
-    scale: str | None,
-    dtype: torch.dtype | None,
+def in_dtype(
+    problems: Iterable[Problem], device: torch.device, dtype: torch.dtype | None = None
 ) -> list[Problem]:
+    """The problems in `dtype`; where it is not given as they are, but on a CPU in float32."""
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
-    if dtype is not None:
-        problems = [dataclasses.replace(problem, dtype=dtype) for problem in problems]
-    small = scale == "small" if scale else device.type == "cpu"
-    return [problem.small() if small else problem for problem in problems]
+    if dtype is None:
+        return list(problems)
+    return [dataclasses.replace(problem, dtype=dtype) for problem in problems]
 
 
-def check_writable(option: str, path: Path) -> None:
-    """Raise UserError unless a file can be put at `path`; nothing stays in the folder."""
-    folder = path.parent
-    if path.is_dir():
-        raise UserError(f"{option} {path} is a folder")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{option} {path} is not a regular file")
-    if not folder.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {folder}")
-    try:
-        # Permissions do not tell: a disk may be full, or a file system made up by the kernel.
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{option} {path}: cannot write to the folder {folder}: {error.strerror or error}"
-        ) from error
+def _fitted(problems: Iterable[Problem], device: torch.device) -> list[Problem]:
+    """The problems at sizes for `device`."""
+    return [problem.small() if device.type == "cpu" else problem for problem in problems]
 
 
 def _check_choices(options: Options) -> None:
@@ -204,7 +190,6 @@ def _check_choices(options: Options) -> None:
         ("--pass", options.passes, PASSES),
         ("--activation", options.activation, ("none", *ACTIVATIONS)),
         ("--layout", options.layout, LAYOUTS),
-        ("--scale", options.scale, SCALES),
     ):
         if value is not None and value not in choices:
             raise UserError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
@@ -221,10 +206,12 @@ def _problems(options: Options, device: torch.device) -> list[Problem]:
         if not chosen:
             raise UserError(f"the suite {suite} has no problem of {options.op}")
         chosen = [_adjusted(problem, options) for problem in chosen]
-        found = _fitted(chosen, device, options.scale, dtype)
+        found = _fitted(in_dtype(chosen, device, dtype), device)
     if options.passes is not None:
         which: Any = options.passes
         found = [dataclasses.replace(problem, passes=(which,)) for problem in found]
+    if options.shape is not None:
+        _check_memory(found[0], device)
     return found
 
 
@@ -236,28 +223,38 @@ def _suite_of(op: str | None) -> str:
 def _one_problem(options: Options, device: torch.device, dtype: torch.dtype | None) -> Problem:
     if options.op is None:
         raise UserError(f"--shape needs an operation: one of {', '.join(suites.BUILDERS)}")
-    for option, value in (("--suite", options.suite), ("--scale", options.scale)):
-        if value is not None:
-            raise UserError(f"{option} and --shape exclude each other")
+    if options.suite is not None:
+        raise UserError("--suite and --shape exclude each other")
     operation = suites.parse_shape(options.op, options.shape or "")
     if dtype is None:
         networks_and_cpus = operation.op == "model" or device.type == "cpu"
         dtype = torch.float32 if networks_and_cpus else torch.bfloat16
-    problem = Problem(suites.SINGLE, f"{operation.op} {options.shape}", operation, dtype)
-    _check_memory(problem, device)
-    return problem
+    return Problem(suites.SINGLE, f"{operation.op} {options.shape}", operation, dtype)
 
 
 def _check_memory(problem: Problem, device: torch.device) -> None:
     """Refuse what cannot fit: inputs, outputs and gradients, and the same again in float64."""
-    needed = problem.operation.cost(problem.dtype, "full").bytes
-    needed += problem.operation.cost(torch.float64, "full").bytes
+    operation = problem.operation
+    needed = operation.cost(problem.dtype, "full").bytes
+    needed += operation.cost(torch.float64, "full").bytes
+    if isinstance(operation, Network):
+        # A backward pass needs what every layer put out, a forward pass one at a time.
+        kept = max if problem.passes == ("forward",) else sum
+        needed += kept(_put_out(operation)) * torch.float64.itemsize
     there = machine.machine(device)["memory_bytes"]
     if needed > there:
         raise UserError(
             f"--shape needs about {needed / 2**30:,.0f} GiB with its check in float64; "
             f"{device.type} has {there / 2**30:,.0f} GiB"
         )
+
+
+def _put_out(network: Network) -> list[int]:
+    """The elements that each innermost layer of the network puts out."""
+    net = network.net
+    traced = tlazy.trace(net, tlazy.Spec(network.batch, network.channels, network.length))
+    layers = (row for row in traced.rows if not list(net.get_submodule(row.path).children()))
+    return [sum(map(math.prod, layer.outputs)) for layer in layers]
 
 
 def _adjusted(problem: Problem, options: Options) -> Problem:
@@ -277,6 +274,15 @@ def _adjusted(problem: Problem, options: Options) -> Problem:
 
 
 def _check_outputs(options: Options) -> None:
+    if options.tune:
+        for option, value in (
+            ("--pass", options.passes),
+            ("--peer", options.peer),
+            ("--html", options.html),
+            ("--compare", options.compare),
+        ):
+            if value is not None:
+                raise UserError(f"--tune writes a table of tiles: it takes --json, not {option}")
     given = [("--json", options.json), ("--html", options.html)]
     for option, path in given:
         if path is None:
@@ -290,8 +296,6 @@ def _check_outputs(options: Options) -> None:
             raise UserError(f"--json and --html are the same file: {options.html}")
         if importlib.util.find_spec("jinja2") is None:
             raise UserError(f"--html needs jinja2: {EXTRA}")
-    if options.tune and (options.html or options.compare):
-        raise UserError("--tune writes a table of tiles: it takes --json, not --html or --compare")
 
 
 def _first_line(device: torch.device) -> str:
