@@ -11,7 +11,6 @@ Exit codes: 0 where all rows agree, 1 where some do not or none has a time, 2 fo
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from perf.arguments import Parser
 from tlazy.bench import command, machine, suites
 from tlazy.bench.measuring import Settings, measure
 from tlazy.bench.record import Record, Row
@@ -30,13 +30,12 @@ AGREE, DISAGREE, BAD_INPUT = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure twice, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m perf.agreement", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("perf.agreement", __doc__)
     parser.add_argument("--suite", default="sweep", choices=list(suites.SUITES))
     parser.add_argument("--seconds", type=float, default=0.5, help="of samples of each row (0.5)")
-    options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        options = parser.parse_args(arguments)
         if not 0 < options.seconds < float("inf"):
             raise UserError(f"--seconds must be positive and finite, got {options.seconds}")
         problems = command.suite_problems(options.suite, device)

@@ -8,7 +8,6 @@ Records from CPUs are not performance results and are never shown.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -16,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perf.record import write_report
+from perf import MAIN_SUITE
+from perf.arguments import Parser
 from tlazy.errors import UserError
 from tlazy.files import replacing
-from tlazy.report import load, units
+from tlazy.report import load, units, write_report
 from tlazy.report.comparison import US, Duel, Problem, peer_names, problems, scores
 from tlazy.report.record import start
 
@@ -39,7 +39,6 @@ EMPTY = (
 )
 # Records bear their date; other JSON, such as pytest-benchmark's, may lie beside them.
 RECORDS = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*.json"
-MAIN_SUITE = "goals"
 PICTURES = {
     "speedups.png": "Speed-ups of tlazy on {}",
     "roofline.png": "Roofline of {} with tlazy and its peers",
@@ -49,12 +48,12 @@ UP_TO_DATE, OUT_OF_DATE, BAD_INPUT = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the sections, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m perf.readme", description=__doc__)
+    parser = Parser("perf.readme", __doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "perf" / "results")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--check", action="store_true", help="write nothing")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         return update(options.readme, options.results, check=options.check)
     except UserError as error:
         print(f"perf.readme: {error}", file=sys.stderr)

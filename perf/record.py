@@ -16,7 +16,6 @@ Exit codes: 0, also where the budget ended first; 2 for bad input; 130 and 143 w
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import importlib.util
@@ -37,7 +36,8 @@ from typing import Any
 
 import torch
 
-from perf import kernel_tests
+from perf import MAIN_SUITE, kernel_tests
+from perf.arguments import Parser
 from tlazy.bench import command, machine, tuning
 from tlazy.bench.measuring import (
     TRIED,
@@ -56,7 +56,7 @@ from tlazy.outputs import check_writable
 from tlazy.report import write_report
 
 ROOT = Path(__file__).parent.parent
-MAIN_SUITE, MOST_TUNED = "goals", 8
+MOST_TUNED = 8
 # Processes that compile while the tests run, for whom, and the part of the GPU's memory of each.
 COMPILERS, COMPILED, MEMORY_OF_COMPILER = 3, ("tlazy", "compile"), 0.15
 # Parts of the budget by whose end each step is over.
@@ -77,13 +77,12 @@ class Stopped(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it all, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m perf.record", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("perf.record", __doc__)
     parser.add_argument("--minutes", type=float, default=8.0, help="the whole budget (8)")
     parser.add_argument("--out", type=Path, default=ROOT / "perf" / "results", help="folder")
     parser.add_argument("--resume", type=Path, metavar="RECORD", help="go on with (a copy of) it")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         with _stoppable():
             command_line = _command_line(arguments)
             record_all(options.minutes, options.out, command_line, options.resume)
@@ -138,10 +137,6 @@ def begin_record(
     """
     if resume is not None:
         load(resume)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from error
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         values = (out, device, command_line, resume, answer)
@@ -219,18 +214,6 @@ def search_tiles(path: Path, deadline: float, *, again: bool) -> None:
         if done == before:
             print("tuning ends without a tile; giving up", file=sys.stderr)
             return
-
-
-def write_report(path: Path) -> None:
-    """Draw the record, with what is installed."""
-    try:
-        from tlazy.report import load, write_html, write_pngs
-
-        content = load(path)
-        write_html(content, path.with_suffix(".html"))
-        write_pngs(content, path.parent)
-    except Exception as error:  # a drawing library's are any; the record is there
-        print(f"no report, or a part of it: {one_line(str(error))}", file=sys.stderr)
 
 
 def _begin(out: Path, device: str, command_line: str, resume: Path | None, answer: Path) -> int:

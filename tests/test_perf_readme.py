@@ -291,6 +291,12 @@ def test_a_full_disk_is_one_line_and_exit_code_2(home, capsys, monkeypatch):
     assert (home / "README.md").read_text() == before
 
 
+def test_it_needs_nothing_of_what_measures():
+    code = "import perf.readme, sys; print({'perf.record', 'tlazy.bench'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
 def test_it_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "perf.readme", "--results", "nowhere"],
