@@ -21,7 +21,7 @@ from tlazy.errors import UserError
 from tlazy.files import replacing
 from tlazy.report import load, units, write_report
 from tlazy.report.comparison import US, Duel, Problem, peer_names, problems, scores
-from tlazy.report.record import start
+from tlazy.report.record import start, tests_ended
 
 ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- performance: written by python -m perf.readme -->"
@@ -183,7 +183,8 @@ def _provenance(path: Path, record: Mapping[str, Any], beside: Path) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value)
     whole = "" if record["complete"] else " The run ended early: the record is incomplete."
     if "tests" in record:
-        whole += f" The kernels' tests in that run: {_plain(record['tests']['summary'])}."
+        tests = record["tests"]
+        whole += f" {tests_ended(tests)} in that run: {_plain(tests['summary'])}."
     return (
         f"Measured on {start(record):%Y-%m-%d} with {_plain(versions)}"
         f" ([record]({_link(path, beside)})).{whole} Medians; in brackets the peer's time over"
@@ -259,9 +260,7 @@ def _problems(count: int) -> str:
 def _tally(members: Iterable[Problem]) -> str:
     duels = [duel for problem in members for duel in problem.duels]
     return "; ".join(
-        f"{_plain(score.peer)}: faster in {score.faster}, slower in {score.slower}"
-        + (f", no difference in {score.even}" if score.even else "")
-        + (f", not compared in {score.missing}" if score.missing else "")
+        f"{_plain(score.peer)}: {score.words}"
         + (f", geometric mean {units.times(score.mean)}" if score.mean is not None else "")
         for score in scores(duels)
     )

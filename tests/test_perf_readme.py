@@ -138,9 +138,13 @@ def test_incomplete_record_is_called_so(home):
 
 
 def test_summary_of_the_tests_of_the_same_run_is_shown(home):
-    tests = {"command": "pytest", "summary": "1 failed, 8 passed", "exit_code": 1}
+    tests = {"command": "pytest", "summary": "8 passed", "exit_code": 0}
     put(home, record(*ROWS, tests=tests))
-    assert "The kernels' tests in that run: 1 failed, 8 passed." in section(home)
+    assert "The kernels' tests passed in that run: 8 passed." in section(home)
+    put(home, record(*ROWS, tests=tests | {"exit_code": 1, "in_time": False}))
+    assert "The kernels' tests were cut short in that run: 8 passed." in section(home)
+    put(home, record(*ROWS, tests=tests | {"exit_code": 1, "in_time": True}))
+    assert "Some of the kernels' tests failed in that run: 8 passed." in section(home)
 
 
 def test_tlazy_that_was_wrong_is_shown_as_wrong(home):

@@ -53,6 +53,10 @@ def without(content, *keys):
         (record(row(error=-1)), r"rows\[0\].error should be a finite number"),
         (record(row(shape={"batch": [1]})), r"rows\[0\].shape.batch should be"),
         (record(tests={"command": "", "summary": ""}), "tests.exit_code is missing"),
+        (
+            record(tests={"command": "", "summary": "", "exit_code": 0, "in_time": 1}),
+            "tests.in_time should be true",
+        ),
         (record(row(note=None)), r"rows\[0\].note should be text"),
     ],
 )

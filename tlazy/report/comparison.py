@@ -97,6 +97,18 @@ class Score:
     mean: float | None
     worst: float | None
 
+    @property
+    def words(self) -> str:
+        """How often it was which, as people read it.
+
+        >>> Score("eager", faster=3, slower=0, even=1, missing=0, mean=1.5, worst=0.99).words
+        'faster in 3, slower in 0, no difference in 1'
+        """
+        counts = [f"faster in {self.faster}", f"slower in {self.slower}"]
+        counts += [f"no difference in {self.even}"] if self.even else []
+        counts += [f"not compared in {self.missing}"] if self.missing else []
+        return ", ".join(counts)
+
 
 def problems(rows: Sequence[Row]) -> list[Problem]:
     """The rows by problem, in the record's order."""

@@ -15,7 +15,7 @@ from tlazy.files import replacing
 from tlazy.report import table, units
 from tlazy.report.axis import ratio_axis, ratio_ticks
 from tlazy.report.comparison import Problem, peer_names, problems, scores
-from tlazy.report.record import check, start
+from tlazy.report.record import check, start, tests_ended
 from tlazy.report.roofline import Roof, Roofline, roofline
 from tlazy_kernels.roofline import datasheet
 
@@ -75,6 +75,7 @@ def _view(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "record": record,
         "started": start(record),
+        "tests_ended": tests_ended(record["tests"]) if "tests" in record else "",
         "peers": peer_names(rows),
         "scores": scores(duels),
         "suites": _suites(found),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
-from textwrap import shorten
+from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Any
 
 from tlazy.errors import UserError
@@ -29,7 +28,7 @@ COLOURS = (
 )
 MARKERS = "os^Dv*hP<>X"
 MOST_BARS = 40  # more cannot be read on one picture
-FOOTER = 7.5  # points
+FOOTER, FOOTER_LINE = 7.5, 115  # points, and characters in a line
 WIDTH = 8.0  # inches; at 150 dots an inch, its 9 point text is 12 pixels high at 800 pixels width
 
 
@@ -141,19 +140,15 @@ def _hardest(problem: Problem) -> list[Duel]:
 def _tally(found: Sequence[Problem], shown: int) -> str:
     """How all comparisons ended, and which of them are shown."""
     duels = [duel for problem in found for duel in problem.duels]
-    parts = [
-        f"{score.peer}: {score.faster} faster, {score.slower} slower"
-        + (f", {score.even} with no difference" if score.even else "")
-        + (f", {score.missing} not compared" if score.missing else "")
-        for score in scores(duels)
-    ]
-    if not parts:
+    if not duels:
         return "no peer was measured"
-    lines = ["; ".join(pair) for pair in zip_longest(parts[::2], parts[1::2], fillvalue="")]
+    # A line breaks between two peers only.
+    parts = (f"{score.peer}: {score.words}".replace(" ", "\u00a0") for score in scores(duels))
+    lines = wrap("; ".join(parts), FOOTER_LINE, break_long_words=False, break_on_hyphens=False)
     if shown < len(duels):
         which = f"{shown} problems, each beside its fastest peer; of all {len(duels)} comparisons:"
         lines = [which, *lines]
-    return _literal("\n".join(line.removesuffix("; ") for line in lines))
+    return _literal("\n".join(lines).replace("\u00a0", " "))
 
 
 def _roofline(record: Mapping[str, Any]) -> Figure:

@@ -61,6 +61,15 @@ def start(record: Mapping[str, Any]) -> datetime:
     return begun.replace(tzinfo=begun.tzinfo or timezone.utc).astimezone(timezone.utc)
 
 
+def tests_ended(tests: Mapping[str, Any]) -> str:
+    """How the kernels' tests of a record ended, for the beginning of a sentence."""
+    cut_short = not tests.get("in_time", True)
+    failed = tests.get("failed") or (tests["exit_code"] and not cut_short)
+    if failed:
+        return f"Some of the kernels' tests failed{' and others were cut short' * cut_short}"
+    return f"The kernels' tests {'were cut short' if cut_short else 'passed'}"
+
+
 class _Missing:
     """Stands for the value of a key that is not there."""
 
@@ -241,4 +250,5 @@ def _check_record(record: Any) -> dict[str, Any]:
     _RECORD("", record)
     if "tests" in record:  # of `python -m perf.record`
         _TESTS("tests", record["tests"])
+        _boolean("tests.in_time", record["tests"].get("in_time", True))
     return record
