@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests import EMULATED
 from tests.interpreter import overflow_is_an_error
+from tests.tlazy_kernels.sharing import most_of_the_memory
 from tlazy_kernels.environment import INTERPRETED
 
 if EMULATED:
@@ -50,17 +51,24 @@ def vast(device: str) -> Iterator[Callable[[Tensor], Tensor]]:
     Index and stride fit in int32, their product does not. Only a few pages of the storage are ever
     touched. In the interpreter an integer that overflows is then an error.
     """
-    if device == "cuda" and (EMULATED or torch.cuda.mem_get_info()[0] < 30 << 30):
-        pytest.skip("needs 30 GiB of free GPU memory, or a CPU's lazily backed memory")
-    if device == "cpu" and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 10 << 30:
-        pytest.skip("a system with less than 10 GiB may refuse to reserve the address range")
+    if EMULATED:
+        pytest.skip("needs a GPU's memory, or a CPU's, which is backed lazily")
+    storages = []
 
     def spread_out(x: Tensor) -> Tensor:
         assert len(x) == 3
         torch.use_deterministic_algorithms(False)  # it would fill, and so back, all of it
         storage = torch.empty(2**31 + x[0].numel(), dtype=x.dtype, device=device)
         torch.use_deterministic_algorithms(True)
+        storages.append(storage.untyped_storage())
         return storage.as_strided(x.shape, (2**30, *x[0].contiguous().stride())).copy_(x)
 
-    with overflow_is_an_error() if INTERPRETED else nullcontext():
-        yield spread_out
+    with most_of_the_memory() if device == "cuda" else nullcontext():
+        if device == "cuda" and torch.cuda.mem_get_info()[0] < 30 << 30:
+            pytest.skip("needs 30 GiB of free GPU memory")
+        if device == "cpu" and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 10 << 30:
+            pytest.skip("a system with less than 10 GiB may refuse to reserve the address range")
+        with overflow_is_an_error() if INTERPRETED else nullcontext():
+            yield spread_out
+        for storage in storages:
+            storage.resize_(0)  # a failed test's tensors live on in its traceback
