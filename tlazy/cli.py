@@ -303,11 +303,10 @@ def info() -> None:
     import torch
 
     import tlazy
-    from tlazy.run import device_name, versions
+    from tlazy.bench.machine import device_name, versions
 
     for name, version in versions().items():
-        print(f"{name:8} {version}")
-    print(f"{'cuda':8} {torch.version.cuda or torch.version.hip or 'not in this build of torch'}")
+        print(f"{name:8} {version or 'none'}")
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     for device in devices:

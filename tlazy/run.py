@@ -19,17 +19,17 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import numpy as np
 import torch
 
 import tlazy
+from tlazy.bench import machine
+from tlazy.bench.machine import device_name as device_name
 from tlazy.data import Dataset, Normalization, check_labels
 from tlazy.errors import UserError, counted, quoted, reason
 from tlazy.files import replacing
@@ -282,27 +282,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def versions() -> dict[str, str]:
-    """What ran: python, tlazy, torch, triton and numpy, each with its version."""
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = "missing"
-    return {
-        "python": platform.python_version(),
-        "tlazy": tlazy.__version__,
-        "torch": torch.__version__,
-        "triton": triton_version,
-        "numpy": np.__version__,
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """`cpu (x86_64, 2 threads)` or the GPU's own name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {counted(torch.get_num_threads(), 'thread')})"
+    """The version of everything here that computes."""
+    return {name: version for name, version in machine.versions().items() if version}
 
 
 def _check_choice(option: str, value: str, choices: Iterable[str]) -> None:

@@ -1,7 +1,10 @@
 """What a device is called, and the floors that its datasheet gives."""
 
 import pytest
+import torch
 
+from tlazy import run
+from tlazy.bench import machine
 from tlazy.bench.machine import Ceilings
 from tlazy_kernels.roofline import DEVICES, Cost
 
@@ -16,3 +19,10 @@ def test_a_namesake_of_a_known_device_has_no_floor(name):
 def test_a_precision_without_a_rate_has_no_floor():
     assert Ceilings().floor(COST, "float64", "NVIDIA H200") is None
     assert Ceilings().floor(COST, "tf32", "NVIDIA H200") == COST.floor(DEVICES["H200"], "tf32")
+
+
+def test_a_run_and_a_record_name_device_and_versions_alike():
+    cpu = torch.device("cpu")
+    assert machine.machine(cpu)["device"] == run.device_name(cpu) == machine.device_name(cpu)
+    assert run.versions().items() <= machine.versions().items()
+    assert {"torch", "triton", "numpy"} <= set(run.versions())

@@ -18,6 +18,7 @@ import torch
 
 import tlazy
 from tlazy.bench.timing import Timer, own_stream, timer_for
+from tlazy.errors import counted
 from tlazy_kernels.roofline import Cost, Device, Precision, datasheet
 
 COPIED_BYTES = {"cuda": 2**31, "cpu": 2**27}
@@ -140,18 +141,23 @@ def machine(device: torch.device) -> dict[str, Any]:
     """The device and its host, as a record holds them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
-        name = f"{processor()} CPU, {torch.get_num_threads()} threads"
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "device": name,
+        "device": device_name(device),
         "kind": device.type,
         "processor": processor(),
         "cores": cores,
         "memory_bytes": memory,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's own name, or the processor's with the threads that torch may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()} CPU, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def processor() -> str:
@@ -165,13 +171,16 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of everything that computes; None for what is not there."""
+    """Versions of everything that computes; None for what is not there.
+
+    ``"cuda"`` is what torch was built for, HIP on AMD.
+    """
     return {
         "python": platform.python_version(),
         "tlazy": tlazy.__version__,
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda or torch.version.hip,
         "driver": _driver(),
         "numpy": _version("numpy"),
     }
