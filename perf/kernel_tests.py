@@ -33,6 +33,7 @@ PATTERNS = (
     "tests/tlazy_kernels/test_units.py",
     "tests/tlazy_kernels/test_borders.py",
     "tests/tlazy_kernels/test_precision.py",
+    "tests/tlazy_kernels/test_tf32.py",
     "tests/tlazy_kernels/test_activations.py",
     "tests/tlazy_kernels/test_memory.py",
     "tests/tlazy/test_autograd.py",
