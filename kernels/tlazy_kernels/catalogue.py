@@ -26,7 +26,14 @@ from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.roofline import Cost
 from tlazy_kernels.targets import Target
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# By the names that tables and options have for them: float32 in full, and where PyTorch's switches
+# let its products round to tf32, as they do convolutions' by default.
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 # A tile that one warp group copies while another multiplies, of which the chooser picks none yet.
 SPECIALIZED = TileConfig(128, 128, 64, num_warps=4, num_stages=3, specialized=True)
@@ -44,6 +51,14 @@ class Case:
     call: Callable[[], Any]
     least: Cost
     serves: Callable[[Target], bool] = lambda target: True
+
+
+def switch_precision(name: str) -> torch.dtype:
+    """The dtype of a name of DTYPES, and PyTorch's switches as that means them."""
+    precision = "tf32" if name == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    return DTYPES[name]
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:

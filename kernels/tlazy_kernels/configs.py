@@ -174,8 +174,12 @@ _SINGLE_TILES = (
     TileConfig(64, 32, 32, num_warps=4, num_stages=4),
     TileConfig(64, 32, 32, num_warps=4, num_stages=2),
 )
-# In 4 warps a few bytes spill there, in some sizes.
-_BLACKWELL_SINGLE_TILES = tuple(replace(tile, num_warps=8) for tile in _SINGLE_TILES)
+# There a few bytes spill in 4 warps, in some sizes, and in tf32 in tiles of 64 x 128.
+_BLACKWELL_SINGLE_TILES = (
+    _SINGLE_TILES[0],
+    TileConfig(128, 64, 32, num_warps=8, num_stages=3),
+    *(replace(tile, num_warps=8) for tile in _SINGLE_TILES[2:]),
+)
 
 # On Blackwell, Triton 3.6 keeps both halves of a result in shared memory at once; 3.9 does not.
 HALVES_TAKE_TURNS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8)

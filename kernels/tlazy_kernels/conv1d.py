@@ -351,7 +351,7 @@ def _plan_dense(
         reads *= filter_blocks(y.shape[1] // geometry.groups)
         if tiled is None and copy_pays(x, reads):
             source = len(tensors)
-            buffer, step, tiled = tiled_copy(x, blocks.groups, 0, source)
+            buffer, step, tiled = tiled_copy(x, blocks.groups, 0, source, precision)
             buffers.append(buffer)
             steps.append(step)
     if tiled is None:

@@ -112,7 +112,7 @@ def conv1d_config(
         return -(-count * groups // target.processors) * each
 
     tiles = list(_tiles(target, filters, channels, itemsize, words))
-    if target.blackwell and itemsize == 4:  # in 4, sums and the parts of operands spill
+    if target.blackwell and precision == "tf32x3":  # in 4, sums and the parts of operands spill
         tiles = [replace(tile, num_warps=8) for tile in tiles]
     if together > 1:
         # Where threads copy tiles, they keep addresses as well: 256 threads share them.

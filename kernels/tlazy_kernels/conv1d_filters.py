@@ -18,6 +18,7 @@ from tlazy_kernels.copies import copy_step
 from tlazy_kernels.launch import Buffer, Step, metadata
 from tlazy_kernels.layouts import UNIT_BYTES, in_units
 from tlazy_kernels.targets import Target
+from tlazy_kernels.tf32 import to_tf32
 
 # Channels of a group from which on it fills a product's contraction by itself.
 FULL_GROUP = 16
@@ -68,6 +69,7 @@ def _block_diagonal_kernel(
     source_f,
     source_c,
     source_k,
+    ROUNDED: tl.constexpr,  # to tf32
     BLOCK_F: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -84,12 +86,14 @@ def _block_diagonal_kernel(
     mask = (f < together * F)[:, None] & (c < row)[None, :]
     there = mask & own & (c < together * C)[None, :]
     w = tl.load(source_ptr + source + tap.to(tl.int64) * source_k, mask=there, other=0.0)
+    if ROUNDED:
+        w = to_tf32(w)
     target = (outer.to(tl.int64) * together * F + f)[:, None] * row + c[None, :]
     tl.store(target_ptr + target, w, mask=mask)
 
 
 def packed(
-    weight: Tensor, groups: int, together: int, transposed: bool, place: int
+    weight: Tensor, groups: int, together: int, transposed: bool, precision: str, place: int
 ) -> tuple[list[Buffer], list[Step], int, tuple[int, ...]]:
     """The filters as [taps, groups, F, C], C contiguous: in place, or by a copy.
 
@@ -99,6 +103,7 @@ def packed(
     Args:
         weight: shape (C_out, C_in / G, K) of G = groups * together groups; where `transposed`, C_in
             are the filters.
+        precision: of the product; a copy is rounded to what that reads of it.
         place: the plan's tensor that a copy would be.
 
     Returns:
@@ -123,10 +128,11 @@ def packed(
     if together == 1:
         sizes = groups, filters, contracted, taps
         into = target[1], target[2], 1, target[0]
-        step = copy_step(1, place, sizes, row, source, into, weight.element_size())
+        itemsize = weight.element_size()
+        step = copy_step(1, place, sizes, row, source, into, itemsize, precision)
     else:
         sizes = groups, together, filters, contracted
-        step = _block_diagonal_step(place, sizes, taps, row, source)
+        step = _block_diagonal_step(place, sizes, taps, row, source, precision)
     return [buffer], [step], place, tuple(stride // unit for stride in target)
 
 
@@ -136,6 +142,7 @@ def _block_diagonal_step(
     taps: int,
     row: int,
     source_strides: tuple[int, int, int, int],
+    precision: str,
 ) -> Step:
     blocks, together, filters, contracted = sizes
     block_f = min(32, triton.next_power_of_2(together * filters))
@@ -146,6 +153,6 @@ def _block_diagonal_step(
         (taps * blocks * tiles,),
         (1, place),
         (taps, blocks, together, filters, contracted, row, *source_strides),
-        {"BLOCK_F": block_f, "BLOCK_C": block_c},
+        {"ROUNDED": precision == "tf32", "BLOCK_F": block_f, "BLOCK_C": block_c},
         num_warps=4,
     )

@@ -248,7 +248,7 @@ def plan_grad_weight(
     together = groups_together(geometry.groups, shape[1], shape[0] // geometry.groups, itemsize)
     blocks = geometry._replace(groups=geometry.groups // together)
     tiles = (
-        _tiles(target, grad, x, shape, blocks, together)
+        _tiles(target, grad, x, shape, blocks, together, precision)
         if shape[1] * shape[2] < 2**31 and fits_tiles(x, grad.shape[2], shape[2], geometry)
         else None
     )
@@ -284,6 +284,7 @@ def _tiles(
     shape: tuple[int, int, int],
     geometry: Geometry,
     together: int,
+    precision: str,
 ) -> tuple[list[Buffer], list[Step], list[int], list[Tiled]] | None:
     """Copies of gradient and x for tiles where they need one, the plan's tensors to read, and how;
     or None where copies do not pay. Of the weight's groups, each of `geometry` has `together`."""
@@ -301,7 +302,7 @@ def _tiles(
             if not copy_pays(tensor, reads * filter_blocks(others)):
                 return None
             source = 2 + len(buffers)
-            buffer, copy, form = tiled_copy(tensor, geometry.groups, i, source)
+            buffer, copy, form = tiled_copy(tensor, geometry.groups, i, source, precision)
             buffers.append(buffer)
             steps.append(copy)
         sources.append(source)

@@ -265,7 +265,7 @@ def tiled_steps(
     tiles = triton.cdiv(filters, config.cols) * triton.cdiv(rows, block_l)
     tiles *= triton.cdiv(batch, block_n) * groups * residues
     place = 5 if source == 0 else source + 1
-    buffers, steps, filled, strides = packed(weight, groups, together, transposed, place)
+    buffers, steps, filled, strides = packed(weight, groups, together, transposed, precision, place)
     resident = programs_of(
         config, x.element_size(), target, series=block_n, together=together, apart=apart
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tlazy_kernels.tf32 import to_tf32
 from tlazy_kernels.vectors import pack
 
 
@@ -170,6 +171,8 @@ def _add_taps(
             channel = c + tl.arange(0, BLOCK_C)
             own = (channel >= first_channel) & (channel < last_channel)
             rows = tl.where(own[None, :], rows, 0.0)
+        if PRECISION == "tf32" and FORM == "channels_first":  # passes registers to be turned around
+            rows = to_tf32(rows)
         filters = weight.load([tap, group, f, c]).reshape(BLOCK_F, BLOCK_C)
         acc = tl.dot(rows, filters.T, acc, input_precision=PRECISION)
     return acc

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tlazy_kernels.launch import Buffer, Step, metadata
 from tlazy_kernels.layouts import UNIT_BYTES, Tiled
+from tlazy_kernels.tf32 import to_tf32
 from tlazy_kernels.units import element, units
 
 
@@ -44,6 +45,7 @@ def _copy_kernel(
     SOURCE_C: tl.constexpr,  # and columns
     TARGET_R: tl.constexpr,
     TARGET_C: tl.constexpr,
+    ROUNDED: tl.constexpr,  # to tf32
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -65,6 +67,8 @@ def _copy_kernel(
     source = element(1, row, column, source, source2, source3, SOURCE_R, SOURCE_C)
     target = element(1, row, column, target, target2, target3, TARGET_R, TARGET_C)
     copied = tl.load(source_ptr + source, mask=mask & (row < filled), other=0.0)
+    if ROUNDED:
+        copied = to_tf32(copied)
     tl.store(target_ptr + target, copied, mask=mask)
 
 
@@ -76,11 +80,12 @@ def copy_step(
     source_strides: tuple[int, int, int, int],
     target_strides: tuple[int, int, int, int],
     itemsize: int,
+    precision: str,
 ) -> Step:
     """Copy a plan's tensor `source` to `target`, both seen with these sizes and strides.
 
     The target's third dimension has size `padded`; zeros follow what is copied. Elements have
-    `itemsize` bytes.
+    `itemsize` bytes, and are rounded to what a product of this `precision` reads of them.
 
     A program copies a tile of the last two dimensions: of those one should be contiguous in the
     source, one in the target.
@@ -100,6 +105,7 @@ def copy_step(
             "SOURCE_C": read["L_UNIT"],
             "TARGET_R": filled["C_UNIT"],
             "TARGET_C": filled["L_UNIT"],
+            "ROUNDED": precision == "tf32",
             "BLOCK_R": rows,
             "BLOCK_C": columns,
         },
@@ -123,8 +129,11 @@ def copy_pays(x: Tensor, reads: float) -> bool:
     return x.numel() >= LEAST_COPY and reads * LOAD_BYTES >= 2 * x.element_size()
 
 
-def tiled_copy(x: Tensor, groups: int, source: int, target: int) -> tuple[Buffer, Step, Tiled]:
-    """Copy x (N, C, L), a plan's tensor `source`, to channels last, each group in whole units."""
+def tiled_copy(
+    x: Tensor, groups: int, source: int, target: int, precision: str
+) -> tuple[Buffer, Step, Tiled]:
+    """Copy x (N, C, L), a plan's tensor `source`, to channels last, each group in whole units, for
+    a product of this precision."""
     batch, channels, length = x.shape
     unit = UNIT_BYTES // x.element_size()
     group = channels // groups
@@ -139,6 +148,7 @@ def tiled_copy(x: Tensor, groups: int, source: int, target: int) -> tuple[Buffer
         (stride_n, group * stride_c, stride_c, stride_l),
         (length * row, padded, 1, row),
         x.element_size(),
+        precision,
     )
     tiled = Tiled("channels_last", length * row // unit, padded // unit, row // unit)
     return Buffer.of((batch, length, row), x.dtype), step, tiled

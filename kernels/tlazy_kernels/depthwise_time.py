@@ -367,8 +367,8 @@ def time_backward(
     batch, _, out_length = grad.shape
     out_vectors, vectors = out_length // vector, length // vector
     tile = config or _time_config(max(vectors, out_vectors), channels, vector)
-    if config is None and vector > 1 and dilation > 1:
-        tile = replace(tile, num_warps=8)  # or the vectors that the taps reach would spill
+    if config is None and (dilation > 1 or vector == 1):
+        tile = replace(tile, num_warps=8)  # or what the taps reach would spill
     steps = batch * -(-max(vectors, out_vectors) // tile.rows)
     channel_blocks = -(-channels // tile.cols) * -(-taps // BLOCK_K)
     parts, steps_per_part = parts_of(steps, channel_blocks, whole_waves(target))

@@ -27,8 +27,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from tlazy_kernels import catalogue, table
 from tlazy_kernels.catalogue import DTYPES, Case
 from tlazy_kernels.environment import INTERPRETED
@@ -49,8 +47,7 @@ def inspect(
     """Compile every case whose name contains `kernel`, for each target and dtype; where `brief`,
     only those with a kernel that none before has.
 
-    float32 is compiled for full accuracy (``fp32_precision = "ieee"``), the costlier way. There is
-    a row for each launch of a case, all with the whole case's arithmetic and traffic.
+    There is a row for each launch of a case, all with the whole case's arithmetic and traffic.
     """
     work = list(recordings(targets, dtypes, kernel, thorough))
     work = list(_brief(work)) if brief else work
@@ -76,11 +73,9 @@ def recordings(
     targets: Sequence[str], dtypes: Sequence[str], kernel: str = "", thorough: bool = False
 ) -> Iterator[tuple[Case, str, str, Recording]]:
     """What each case launches, for each target and dtype, and what that moves and computes."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     find = catalogue.thorough_cases if thorough else catalogue.cases
     for target, dtype in itertools.product(targets, dtypes):
-        for case in find(DTYPES[dtype]):
+        for case in find(catalogue.switch_precision(dtype)):
             if kernel in case.name and case.serves(TARGETS[target]):
                 with recorded(target) as recording:
                     case.call()

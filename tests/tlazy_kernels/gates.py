@@ -140,9 +140,10 @@ def matrix_units(row: Compiled) -> Iterator[str]:
 
 def operands(row: Compiled) -> Iterator[str]:
     """Matrix units that wait for registers do so at each step, and registers hold a whole tile. In
-    float32 operands are taken apart there. Some products may: of what is kept from small groups."""
+    float32 operands are taken apart or rounded there. Some products may: of what is kept from small
+    groups."""
     passed = row.mix.get(FROM_REGISTERS, 0) and not row.mix.get("wgmma")
-    if passed and row.dtype != "float32" and not SEVERAL_SERIES.match(row.config):
+    if passed and not _of_float32(row) and not SEVERAL_SERIES.match(row.config):
         yield "every product's left operand passes through registers"
 
 
@@ -156,7 +157,7 @@ def programs(row: Compiled) -> Iterator[str]:
 def asynchronous_copies(row: Compiled) -> Iterator[str]:
     """Only NVIDIA's GPUs copy from global to shared memory on their own; AMD's pass registers."""
     copies = row.mix.get("async copy", 0) + row.mix.get("bulk copy", 0)
-    exempt = row.dtype != "float32" and row.kernel in WITHOUT_ASYNC_COPIES
+    exempt = not _of_float32(row) and row.kernel in WITHOUT_ASYNC_COPIES
     exempt |= (row.target, row.kernel) in WITHOUT_ASYNC_COPIES_IN_FLOAT32
     exempt = exempt or row.kernel in WITHOUT_A_LOOP
     nvidia = TARGETS[row.target].gpu.backend == "cuda"
@@ -167,7 +168,7 @@ def asynchronous_copies(row: Compiled) -> Iterator[str]:
 def narrow_stores(row: Compiled) -> Iterator[str]:
     found = row.mix.get("store 1", 0) + row.mix.get("store 2", 0)
     budgets = NARROW_STORES | NARROW_STORES_ON.get(row.target, {})
-    budget = 0 if row.dtype == "float32" else budgets.get(row.kernel, 0)
+    budget = 0 if _of_float32(row) else budgets.get(row.kernel, 0)
     if found > budget and not _narrow_by_nature(row) and not _apart(row):
         yield f"{found} global stores of 2 bytes or less, more than {budget}"
 
@@ -175,10 +176,14 @@ def narrow_stores(row: Compiled) -> Iterator[str]:
 def narrow_loads(row: Compiled) -> Iterator[str]:
     found = row.mix.get("load 1", 0) + row.mix.get("load 2", 0)
     budgets = NARROW_LOADS | NARROW_LOADS_ON.get(row.target, {})
-    budget = 0 if row.dtype == "float32" else budgets.get(row.kernel, 0)
+    budget = 0 if _of_float32(row) else budgets.get(row.kernel, 0)
     budget *= 1 if _is_representative(row) else OTHER_TILES_NARROW
     if found > budget and not _narrow_by_nature(row):
         yield f"{found} global loads of 2 bytes or less, more than {budget}"
+
+
+def _of_float32(row: Compiled) -> bool:
+    return row.dtype in ("float32", "tf32")
 
 
 def _is_representative(row: Compiled) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tests.tlazy_kernels.convolutions import Convolution, channels_last
-from tlazy_kernels.catalogue import DTYPES
+from tlazy_kernels.catalogue import switch_precision
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.depthwise import depthwise_backward
 from tlazy_kernels.layouts import strides_like
@@ -137,12 +137,10 @@ CALLS: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
 }
 
 
-def picks(family: str, target: str, dtype: torch.dtype) -> list[tuple[str, Launch]]:
+def picks(family: str, target: str, dtype: str) -> list[tuple[str, Launch]]:
     """(name, launch) of all layers, without those that compile to the same."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     found: dict[str, tuple[str, Launch]] = {}
-    for name, call in CALLS[family](dtype):
+    for name, call in CALLS[family](switch_precision(dtype)):
         with recorded(target) as recording:
             call()
         for launch in recording.launches:
@@ -177,7 +175,7 @@ def _meta(shapes: Iterable[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]
 def main() -> None:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     family, target, dtype, *brief = sys.argv[1:]
-    found = picks(family, target, DTYPES[dtype])
+    found = picks(family, target, dtype)
     if brief:
         found.sort(key=lambda pick: bool(pick[1].values.get("ACTIVATION")))  # the last one counts
         found = list({_tile(launch): (name, launch) for name, launch in found}.values())

@@ -18,10 +18,10 @@ from tlazy_kernels.table import Row
 ROOT = Path(__file__).parents[2]
 
 # What every change compiles: all cases for one GPU, and for others, and in float32, whose products
-# are made of three, each kernel once.
+# are made of three or, as PyTorch's convolutions are by default, rounded to tf32, each kernel once.
 WHOLE = {"sm_90": ("bfloat16",)}
 BRIEF = {
-    "sm_90": ("float32",),
+    "sm_90": ("float32", "tf32"),
     "sm_80": ("bfloat16",),
     "sm_100": ("bfloat16",),
     "gfx942": ("bfloat16",),

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from tests.tlazy_kernels.agreement import exact, random
+from tlazy_kernels import reference
+from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.environment import INTERPRETED
 from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
 
@@ -33,3 +35,36 @@ def test_a_long_float32_product_is_as_accurate_as_the_switch_asks(switch, device
     ):
         error = (exact(found) - expected).norm() / expected.norm()
         assert least <= error <= most
+
+
+# Filters are rounded, and of rows of samples the samples: 3e-4; channels that are cut off as
+# copied, 5e-4; the weight gradient's both operands are cut off, as a product's are.
+CONVOLUTION_BOUNDS = {"ieee": (0.0, 2e-6), "tf32": (1e-5, 6e-4)}
+
+
+@pytest.mark.parametrize("layout", ["ncl", "nlc"])
+@pytest.mark.parametrize("switch", CONVOLUTION_BOUNDS)
+def test_a_float32_convolution_is_as_accurate_as_the_switch_asks(switch, layout, device):
+    torch.backends.cudnn.conv.fp32_precision = switch
+    x, weight, grad = (
+        random(*size, dtype=torch.float32, device=device)
+        for size in ((2, 256, 68), (64, 256, 5), (2, 64, 64))
+    )
+    if layout == "nlc":
+        x, grad = x.mT.contiguous().mT, grad.mT.contiguous().mT
+    least, most = CONVOLUTION_BOUNDS[switch]
+    for found, expected, allowed in (
+        (conv1d_forward(x, weight)[0], reference.conv1d_forward(exact(x), exact(weight))[0], most),
+        (
+            conv1d_grad_input(grad, weight, 68),
+            reference.conv1d_grad_input(exact(grad), exact(weight), 68),
+            most,
+        ),
+        (
+            conv1d_grad_weight(grad, x, 5),
+            reference.conv1d_grad_weight(exact(grad), exact(x), 5),
+            BOUNDS[switch][1],
+        ),
+    ):
+        error = (exact(found) - expected).norm() / expected.norm()
+        assert least <= error <= allowed
