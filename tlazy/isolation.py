@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch._C._dynamo.guards import set_is_in_mode_without_ignore_compile_internals
@@ -136,16 +138,16 @@ def seeded(seed: int | None) -> Iterator[None]:
 @contextmanager
 def same_randomness_after(only_on_failure: bool = False) -> Iterator[None]:
     """Put Python's, NumPy's and torch's generators back to where they are now."""
-    import numpy
-
-    states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
+    numpys: Any = sys.modules.get("numpy.random")  # who has not imported it has drawn nothing yet
+    states = random.getstate(), numpys and numpys.get_state(), torch.default_generator.get_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     restoring = True
 
     def restore() -> None:
         if restoring:
             random.setstate(states[0])
-            numpy.random.set_state(states[1])
+            if numpys:
+                numpys.set_state(states[1])
             torch.default_generator.set_state(states[2])
             if devices:
                 torch.cuda.set_rng_state_all(devices)

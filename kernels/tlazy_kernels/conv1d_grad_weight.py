@@ -32,6 +32,7 @@ from tlazy_kernels.layouts import Tiled
 from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.targets import Target
+from tlazy_kernels.tf32 import to_tf32
 from tlazy_kernels.tuned import tuned_convolution
 from tlazy_kernels.units import element, strides_of, units
 
@@ -116,6 +117,11 @@ def _grad_weight_tiled_kernel(
         read = load_rows(
             x, n, row + source, phase, group, read_c, X_FORM, BLOCK_N, BLOCK_L, BLOCK_C
         )
+        # In tf32 the matrix units take neighbours in the contraction; else registers pass them.
+        if PRECISION == "tf32" and GRAD_FORM == "channels_last":
+            g = to_tf32(g)
+        if PRECISION == "tf32" and X_FORM == "channels_last":
+            read = to_tf32(read)
         if X_FORM == "words":  # the last may hold samples behind these rows
             read = tl.where((row + source + tl.arange(0, BLOCK_L) < rows)[:, None], read, 0.0)
         acc = tl.dot(g.T, read, acc, input_precision=PRECISION)

@@ -23,6 +23,7 @@ from tlazy_kernels.configs import Split, TileConfig, split_contraction
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
 from tlazy_kernels.splits import PLAIN, Epilogue, sum_step
 from tlazy_kernels.targets import Target
+from tlazy_kernels.tf32 import to_tf32
 from tlazy_kernels.tuned import tuned
 
 
@@ -137,6 +138,11 @@ def _matmul_descriptor_kernel(
             k = (split * steps + step) * BLOCK_K  # beyond K descriptors read zeros
             a = _load_tile(a_matrix, row, k, A_TRANSPOSED)
             b = _load_tile(b_matrix, k, column, B_TRANSPOSED)
+            # In tf32 the matrix units take neighbours in the contraction; else registers pass them.
+            if PRECISION == "tf32" and A_TRANSPOSED:
+                a = to_tf32(a)
+            if PRECISION == "tf32" and not B_TRANSPOSED:
+                b = to_tf32(b)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
         if SUBTILES == 1:
             parts = (acc,)

@@ -37,8 +37,8 @@ def test_a_long_float32_product_is_as_accurate_as_the_switch_asks(switch, device
         assert least <= error <= most
 
 
-# Filters are rounded, and of rows of samples the samples: 3e-4; channels that are cut off as
-# copied, 5e-4; the weight gradient's both operands are cut off, as a product's are.
+# Filters are rounded, and rows of samples: 3e-4. Beside cut-off channels it is 5e-4. A weight
+# gradient has both of its operands rounded of channels, none of rows, as they lie for the units.
 CONVOLUTION_BOUNDS = {"ieee": (0.0, 2e-6), "tf32": (1e-5, 6e-4)}
 
 
