@@ -207,7 +207,10 @@ def search_tiles(path: Path, deadline: float, *, again: bool) -> None:
     """
     done = [name for name, what in tuning.outcomes(path).items() if what != TRIED and not again]
     for _ in range(MOST_RESTARTS):
-        code = _in_worker(_tune, (str(path), deadline, done), None, deadline)
+        try:
+            code = _in_worker(_tune, (str(path), deadline, done), None, deadline)
+        finally:
+            remove_temporaries(path)
         if code in (DONE, BAD_INPUT, OUT_OF_TIME) or time.monotonic() > deadline:
             return
         before, done = done, list(tuning.outcomes(path))

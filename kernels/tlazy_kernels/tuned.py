@@ -1,6 +1,6 @@
 """Tiles that were measured to be the fastest, in tables by device; they go before the chooser.
 
-A table is a JSON file that ``tlazy bench --tune FILE`` writes on the device it is for. Tables in
+A table is a JSON file that ``tlazy bench --tune`` writes on the device it is for. Tables in
 this package's folder ``tuned`` are always used, and those that the environment variable TLAZY_TILES
 names (files, separated like those of PATH) go before them. A device without a table, or a call
 whose sizes stand in none, gets the chooser's tile: nothing is ever searched for on the way.

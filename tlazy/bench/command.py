@@ -310,10 +310,12 @@ def _tune(options: Options, checked: Plan) -> int:
     device = checked.settings.device
     path = options.json or Path(f"tiles-{slug(machine.machine(device)['device'])}.json")
     check_writable("--json", path)
-    found = tuning.tune(checked.problems, device, path, checked.settings.deadline)
-    for entry in found:
-        gain = entry["default_us"] / entry["median_us"] if entry["default_us"] else float("nan")
-        print(f"{entry['launcher']:20} {entry['problem']:32} {gain:.2f}x over the default tile")
+    deadline = checked.settings.deadline
+    try:
+        found = tuning.tune(checked.problems, device, path, deadline, notify=print)
+    except DeviceLost as error:
+        print(f"tlazy bench: {error}; {path} has what was found until then", file=sys.stderr)
+        return 1
     print(f"{len(found)} tiles written to {path}")
     return 0
 

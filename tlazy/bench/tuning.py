@@ -4,35 +4,38 @@ The table: ``{"format": 1, "device": name, "versions": {...}, "entries": [...]}`
 (launcher, shape, dtype, activation, layout) with the fields of the best ``TileConfig`` under
 ``"config"`` (null where the launcher's own choice is best), its ``"median_us"``, and
 ``"default_us"``, what the launcher's own choice takes in the same run. ``"key"`` is what the
-launcher looks its tile up by: a table that TLAZY_TILES names is used from then on, as
-``tlazy_kernels.tuned`` says.
+launcher looks its tile up by, and there is one entry of each: a table that TLAZY_TILES names is
+used from then on, as ``tlazy_kernels.tuned`` says. Under ``"outcomes"`` stands what became of each
+search of the last run, by its name, among them those that found nothing.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from tlazy.bench import correctness, machine
-from tlazy.bench.measuring import input_sets
-from tlazy.bench.operations import Conv1d, Draw, Linear, Operation, Pass
+from tlazy.bench.measuring import TRIED, DeviceLost, InputSet, input_sets
+from tlazy.bench.operations import Conv1d, Draw, Linear, Operation, Pass, Unsupported
 from tlazy.bench.suites import Problem
 from tlazy.bench.timing import Sampler, Timer, own_stream, settle_for, summarize, timer_for
-from tlazy.errors import UserError
+from tlazy.errors import UserError, reason
 from tlazy.files import replacing
 from tlazy.nn.functional import causal_padding
-from tlazy_kernels import conv1d, launch, linear, reference, tuned
+from tlazy_kernels import conv1d, launch, linear, tuned
 from tlazy_kernels.configs import TileConfig
 
 FORMAT = 1
-KEY = ("launcher", "shape", "dtype", "activation", "layout")
 SECONDS_EACH = 0.02
 # A search that is shorter than a few compilations finds nothing: rather leave later ones out.
 LEAST_SEARCH = 8.0
@@ -60,7 +63,7 @@ MOST_STAGES = 5
 # Larger tiles spill whatever else is chosen.
 LARGEST_TILE = 2**15
 
-Launch = Callable[..., Any]
+T = TypeVar("T")
 
 
 class Launcher(NamedTuple):
@@ -68,18 +71,18 @@ class Launcher(NamedTuple):
 
     Attributes:
         name: the launcher's own.
-        run: from (tensors, gradient) and ``config=`` to its output.
-        twin: the same from ``tlazy_kernels.reference``, without a config.
+        place: of its output among the output and the gradients of input and weight.
+        run: from tensors, gradient and config to its output.
     """
 
     name: str
-    run: Launch
-    twin: Launch
+    place: int
+    run: Callable[[list[Tensor], Tensor, TileConfig | None], Tensor]
 
     @property
     def which(self) -> Pass:
         """The pass whose tensors it reads."""
-        return "forward" if self.name.endswith("forward") else "backward"
+        return "backward" if self.place else "forward"
 
 
 def tune(
@@ -88,56 +91,86 @@ def tune(
     path: Path,
     deadline: float = float("inf"),
     timer: Timer | None = None,
+    notify: Callable[[str], object] = lambda line: None,
+    skip: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Search each problem's launchers, and write the table after each.
+    """Search each problem's launchers, and write the table before and after each.
 
     Entries of other problems that the table already holds stay. The time until the deadline (on
-    ``time.monotonic``'s scale) is shared evenly, where it is enough for all.
+    ``time.monotonic``'s scale) is shared evenly, where it is enough for all. A search that fails
+    is left out.
+
+    Args:
+        timer: None for the device's own.
+        notify: told in a line what became of each search.
+        skip: names of :func:`outcomes` that are not searched again.
 
     Returns:
         the entries found in this run.
 
     Raises:
+        DeviceLost: where the device cannot go on; the table holds what was found until then.
         UserError: where `path` holds something else, or cannot be written.
     """
     table = _open(path, machine.machine(device)["device"])
+    said = {name: what for name, what in table["outcomes"].items() if name in skip}
+    table["outcomes"] = said
     work = [
-        (problem, launcher) for problem in problems for launcher in launchers(problem.operation)
+        (name, problem, launcher)
+        for problem in problems
+        for launcher in launchers(problem.operation)
+        if (name := f"{launcher.name}, {problem.name}") not in skip
     ]
     found = []
-    for i, (problem, launcher) in enumerate(work):
+    for i, (name, problem, launcher) in enumerate(work):
         now = time.monotonic()
         if now > deadline:
             break
-        with own_stream(device):
-            until = min(deadline, now + max(LEAST_SEARCH, (deadline - now) / (len(work) - i)))
+        until = min(deadline, now + max(LEAST_SEARCH, (deadline - now) / (len(work) - i)))
+        said[name] = TRIED
+        _write(table, path)
+        try:
             entry = _search_one(problem, launcher, device, timer or timer_for(device), until)
-        if entry is not None:
+            gain = entry["default_us"] / entry["median_us"]
+            said[name] = f"{gain:.2f}x over the default tile"
             found.append(entry)
-            table["entries"] = [e for e in table["entries"] if _key(e) != _key(entry)]
-            table["entries"].append(entry)
+            others = [other for other in table["entries"] if other["key"] != entry["key"]]
+            table["entries"] = [*others, entry]
+        except Exception as error:  # torch's, Triton's and the driver's are any
+            said[name] = f"left out: {reason(error)}"
+            _raise_if_lost(device, f"{name}: {reason(error)}")
+        finally:
             _write(table, path)
+        notify(f"{launcher.name:20} {problem.name:32} {said[name]}")
     return found
+
+
+def outcomes(path: Path) -> dict[str, str]:
+    """What became of each search, by name, as the table in `path` says; none without a table."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # `tune` says what is wrong with it
+        return dict(json.loads(path.read_text(encoding="utf-8"))["outcomes"])
+    return {}
 
 
 def launchers(operation: Operation) -> Iterator[Launcher]:
     """The launchers that an operation's forward and backward passes use."""
     activation = operation.activation
     if isinstance(operation, Linear):
-        yield _launcher("linear_forward", linear, _linear_forward, activation=activation)
-        yield _launcher("linear_grad_input", linear, lambda t, g: (g, t[1]))
-        yield _launcher("linear_grad_weight", linear, lambda t, g: (g, t[0]))
+        yield _launcher("linear_forward", 0, linear, _linear_forward, activation=activation)
+        yield _launcher("linear_grad_input", 1, linear, lambda t, g: (g, t[1]))
+        yield _launcher("linear_grad_weight", 2, linear, lambda t, g: (g, t[0]))
     elif isinstance(operation, Conv1d):
         settings = (operation.stride, _zeros(operation), operation.dilation, operation.groups)
         taps, length = operation.kernel_size, operation.length
         yield _launcher(
             "conv1d_forward",
+            0,
             conv1d,
             lambda t, g: (*_linear_forward(t, g), *settings),
             activation=activation,
         )
-        yield _launcher("conv1d_grad_input", conv1d, lambda t, g: (g, t[1], length, *settings))
-        yield _launcher("conv1d_grad_weight", conv1d, lambda t, g: (g, t[0], taps, *settings))
+        yield _launcher("conv1d_grad_input", 1, conv1d, lambda t, g: (g, t[1], length, *settings))
+        yield _launcher("conv1d_grad_weight", 2, conv1d, lambda t, g: (g, t[0], taps, *settings))
 
 
 def search(
@@ -190,20 +223,16 @@ def neighbours(config: TileConfig) -> Iterator[TileConfig]:
                 yield replace(config, num_stages=stages)
 
 
-def _launcher(name: str, module: Any, arguments: Callable[..., tuple], **options: Any) -> Launcher:
-    launch, twin = getattr(module, name), getattr(reference, name)
+def _launcher(
+    name: str, place: int, module: Any, arguments: Callable[..., tuple], **options: Any
+) -> Launcher:
+    launcher = getattr(module, name)
 
     def run(tensors: list[Tensor], gradient: Tensor, config: TileConfig | None) -> Tensor:
-        return _first(launch(*arguments(tensors, gradient), **options, config=config))
+        output = launcher(*arguments(tensors, gradient), **options, config=config)
+        return output[0] if isinstance(output, tuple) else output
 
-    def exact(tensors: list[Tensor], gradient: Tensor) -> Tensor:
-        return _first(twin(*arguments(tensors, gradient), **options))
-
-    return Launcher(name, run, exact)
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return Launcher(name, place, run)
 
 
 def _linear_forward(tensors: list[Tensor], gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -222,57 +251,117 @@ def _zeros(operation: Conv1d) -> tuple[int, int]:
     return around, around
 
 
-def _search_one(
-    problem: Problem, launcher: Launcher, device: torch.device, timer: Timer, deadline: float
-) -> dict[str, Any] | None:
-    """The best tile of one launcher as an entry.
+class _Contest:
+    """One launcher on a problem's tensors: its tiles are compared with float64, then timed."""
 
-    None where not even its own choice works, or where it looks no tile up: a kernel of another
-    kind serves this problem.
-    """
-    operation = problem.operation
-    generator = torch.Generator(device)
-    generator.seed()
-    sets = input_sets(operation, Draw(device, problem.dtype, generator), launcher.which)
-    tensors, gradient = sets[0]
-    wanted = launcher.twin([t.double() for t in tensors], gradient.double())
-    tolerance = correctness.TOLERANCES[machine.precision_of(problem.dtype, device, operation.op)]
+    def __init__(
+        self, problem: Problem, launcher: Launcher, device: torch.device, timer: Timer
+    ) -> None:
+        self.launcher, self.device, self.timer = launcher, device, timer
+        self.dtype = problem.dtype
+        generator = torch.Generator(device)
+        generator.seed()
+        draw = Draw(device, problem.dtype, generator)
+        self.sets = input_sets(problem.operation, draw, launcher.which)
+        self.exact = _exact(problem.operation, launcher, self.sets[0])
+        precision = machine.precision_of(problem.dtype, device, problem.operation.op)
+        self.tolerance = correctness.TOLERANCES[precision]
 
-    def sampler(config: TileConfig | None) -> Sampler | None:
+    def prepare(self, config: TileConfig | None) -> Sampler:
+        """What times the tile, or the launcher's own choice, once it was found right.
+
+        Raises:
+            ArithmeticError: where it is wrong.
+            Exception: what a tile that does not fit raises in the compiler or at the launch.
+        """
+        correctness.poison([self.exact], self.dtype)
+        found = self.launcher.run(*self.sets[0], config)
+        (error,) = correctness.errors([found], [self.exact])
+        if not error <= self.tolerance:  # a NaN is neither
+            raise ArithmeticError(f"relative error {error:.1e}, allowed {self.tolerance:.0e}")
+        calls = [partial(self.launcher.run, *one, config) for one in self.sets]
+        return self.timer.prepare(calls)[0]
+
+    def seconds(self, config: TileConfig) -> float:
+        """What the tile takes, roughly."""
+        return summarize(self.prepare(config)(SECONDS_EACH)).median
+
+    def attempt(self, function: Callable[[TileConfig], T], config: TileConfig) -> T | None:
+        """What the function makes of a tile; None where the tile does not run or is wrong."""
         try:
-            correctness.poison([wanted], problem.dtype)
-            found = launcher.run(tensors, gradient, config)
-            if not correctness.errors([found], [wanted])[0] <= tolerance:
-                return None
-            calls = [lambda one=one: launcher.run(*one, config) for one in sets]
-            return timer.prepare(calls)[0]
-        except Exception:  # a tile that does not fit fails in the compiler or at the launch
-            settle_for(device)()  # where the device is lost, no other tile would run either
+            return function(config)
+        except Exception:
+            settle_for(self.device)()  # where the device is lost, no other tile would run either
             return None
 
-    def evaluate(config: TileConfig) -> float | None:
-        sample = sampler(config)
-        return None if sample is None else summarize(sample(SECONDS_EACH)).median
 
+def _search_one(
+    problem: Problem, launcher: Launcher, device: torch.device, timer: Timer, deadline: float
+) -> dict[str, Any]:
+    """The best tile of one launcher as an entry.
+
+    Raises:
+        Unsupported: where it looks no tile up.
+        Exception: where not even its own choice works, or the device is lost.
+    """
+    operation = problem.operation
+    with machine.full_float32(problem.exact), own_stream(device), _without_tables():
+        contest = _Contest(problem, launcher, device, timer)
+        with tuned.asked() as keys:
+            own = contest.prepare(None)
+        if not keys:
+            raise Unsupported("a kernel of another kind serves it, without tiles")
+        seeds = DEPTHWISE_SEEDS if operation.op == "depthwise" else SEEDS
+        times = search(seeds, lambda config: contest.attempt(contest.seconds, config), deadline)
+        best = sorted(times, key=lambda config: times[config])[:FINALISTS]
+        finalists = {config: contest.attempt(contest.prepare, config) for config in best}
+        return {
+            "launcher": launcher.name,
+            "key": keys[0],
+            "problem": problem.name,
+            "shape": operation.shape(),
+            "dtype": str(problem.dtype).removeprefix("torch."),
+            "activation": operation.activation,
+            "layout": operation.layout,
+            "tried": len(times),
+            **_final(own, finalists),
+        }
+
+
+def _exact(operation: Operation, launcher: Launcher, one: InputSet) -> Tensor:
+    """What the launcher should make of these tensors, in float64.
+
+    A gradient that it reads is that of what the activation gets.
+    """
+    tensors, gradient = one
+    leaves = [t.detach().requires_grad_(i < launcher.place) for i, t in enumerate(tensors)]
+    if launcher.place:
+        changed: Any = operation
+        operation = replace(changed, activation=None)
+
+    outputs = correctness.expected(operation, leaves, gradient, launcher.which)
+    return outputs[launcher.place]
+
+
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Inside, launchers plan anew, and choose their tiles as they do without TLAZY_TILES."""
+    before = os.environ.pop(tuned.VARIABLE, None)
     launch.forget_plans()
-    with tuned.asked() as keys:
-        own = sampler(None)
-    if own is None or not keys:
-        return None
-    seeds = DEPTHWISE_SEEDS if operation.op == "depthwise" else SEEDS
-    times = search(seeds, evaluate, deadline)
-    best = sorted(times, key=lambda config: times[config])[:FINALISTS]
-    return {
-        "launcher": launcher.name,
-        "key": keys[0],
-        "problem": problem.name,
-        "shape": operation.shape(),
-        "dtype": str(problem.dtype).removeprefix("torch."),
-        "activation": operation.activation,
-        "layout": operation.layout,
-        "tried": len(times),
-        **_final(own, {config: sampler(config) for config in best}),
-    }
+    try:
+        yield
+    finally:
+        launch.forget_plans()
+        if before is not None:
+            os.environ[tuned.VARIABLE] = before
+
+
+def _raise_if_lost(device: torch.device, what: str) -> None:
+    """Raise DeviceLost where the device fails every further call after `what` happened."""
+    try:
+        settle_for(device)()
+    except RuntimeError as lost:
+        raise DeviceLost(f"the GPU fails after {what}") from lost
 
 
 def _final(
@@ -295,24 +384,21 @@ def _final(
     }
 
 
-def _key(entry: Mapping[str, Any]) -> str:
-    return json.dumps([entry[name] for name in KEY], sort_keys=True)
-
-
 def _open(path: Path, device: str) -> dict[str, Any]:
     """The table in `path`, or an empty one."""
     if path.exists():
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
-            sound = table["format"] == FORMAT and all(map(_key, table["entries"]))
+            sound = table["format"] == FORMAT and all(entry["key"] for entry in table["entries"])
         except (OSError, ValueError, KeyError, TypeError):
             sound = False
         if not sound:
             raise UserError(f"{path} is there, and no table of tiles")
         if table["device"] != device:
             raise UserError(f"{path} holds tiles of {table['device']}, not of {device}")
-        return {**table, "versions": machine.versions()}
-    return {"format": FORMAT, "device": device, "versions": machine.versions(), "entries": []}
+    else:
+        table = {"format": FORMAT, "device": device, "entries": []}
+    return {"outcomes": {}, **table, "versions": machine.versions()}
 
 
 def _write(table: Mapping[str, Any], path: Path) -> None:
