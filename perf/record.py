@@ -5,9 +5,9 @@
 
 Writes ``perf/results/<device>/<date>.json`` as it goes, the most important first: the kernels'
 tests (under ``"tests"``; meanwhile kernels are compiled for what follows), the goals, the other
-suites, on a GPU the best tiles (``tiles.json`` beside it); then ``<date>.html`` and pictures, where
-jinja2 and matplotlib are installed (elsewhere ``python -m perf.readme`` draws them later). It may
-be stopped at any point: what was measured is in the file, and ``--resume`` goes on from there. All
+suites, all of it a second time while there is time, on a GPU the best tiles (``tiles.json`` beside
+it); then ``<date>.html`` and pictures, where jinja2 and matplotlib are installed (elsewhere
+``python -m perf.readme`` draws them later). It may be stopped at any point: what was measured is in the file, and ``--resume`` goes on from there. All
 that touches the device runs in processes of their own, so that a kernel that loses it or hangs
 costs one measurement.
 
@@ -60,7 +60,9 @@ MOST_TUNED = 8
 # Processes that compile while the tests run, for whom, and the part of the GPU's memory of each.
 COMPILERS, COMPILED, MEMORY_OF_COMPILER = 3, ("tlazy", "compile"), 0.15
 # Parts of the budget by whose end each step is over.
-TESTS_UNTIL, GOALS_UNTIL, SUITES_UNTIL, TILES_UNTIL = 0.25, 0.65, 0.85, 0.96
+TESTS_UNTIL, SUITES_UNTIL, TILES_UNTIL = 0.25, 0.85, 0.96
+# Where time is left once all is measured, it is come back to: two runs lie as far apart as visits.
+VISITS = 2
 # Without a new row for so long, a measurement hangs. Compiling takes the longest.
 STUCK_SECONDS = 90.0
 OVERRUN_SECONDS = 5.0
@@ -116,7 +118,6 @@ def record_all(minutes: float, out: Path, command_line: str, resume: Path | None
     try:
         with compiling(device, until(TESTS_UNTIL)):
             run_tests(path, until(TESTS_UNTIL))
-        run_suites(path, device, (MAIN_SUITE,), until(GOALS_UNTIL))
         if run_suites(path, device, tuple(SUITES), until(SUITES_UNTIL)):
             Record.reopen(path).finish()
         if device == "cuda":
@@ -300,7 +301,7 @@ def _measure(path: str, device: str, suites: Sequence[str], deadline: float) -> 
     def notify(problem: Problem, which: str) -> None:
         print(f"{problem.suite}: {problem.name}, {which}", flush=True)
 
-    settings = Settings(where, deadline=deadline, notify=notify)
+    settings = Settings(where, visits=VISITS, deadline=deadline, notify=notify)
     try:
         whole = measure(_problems(suites, where), Record.reopen(Path(path)), settings)
     except DeviceLost as error:
