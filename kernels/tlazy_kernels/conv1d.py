@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from tlazy_kernels import checks, depthwise, layouts
@@ -34,9 +35,9 @@ from tlazy_kernels.borders import (
 )
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d_filters import groups_together, shares_tiles
-from tlazy_kernels.conv1d_gather import gather_step
+from tlazy_kernels.conv1d_gather import gather_steps, widest
 from tlazy_kernels.conv1d_grad_weight import plan_grad_weight
-from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, readable_tiles, tiled_steps
+from tlazy_kernels.conv1d_tiled import fits_tiles, readable_tiles, tiled_steps
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.environment import dot_precision
 from tlazy_kernels.first_layer import first_layer_step
@@ -348,14 +349,15 @@ def _plan_dense(
         tiled = readable_tiles(target, x, blocks.groups, 1 if transposed else geometry.stride)
         # A gather loads for each output and tap: on the way back also what the stride skips.
         reads = weight.shape[2] * y.shape[2] / x.shape[2]
-        reads *= filter_blocks(y.shape[1] // geometry.groups)
+        reads *= triton.cdiv(y.shape[1] // geometry.groups, widest(target))
         if tiled is None and copy_pays(x, reads):
             source = len(tensors)
             buffer, step, tiled = tiled_copy(x, blocks.groups, 0, source, precision)
             buffers.append(buffer)
             steps.append(step)
     if tiled is None:
-        return Plan((), (gather_step(target, *tensors, geometry, **settings),), ())
+        more, launches = gather_steps(target, *tensors, geometry, **settings)
+        return Plan((*more,), (*launches,), ())
     more, launches = tiled_steps(
         *tensors,
         blocks,

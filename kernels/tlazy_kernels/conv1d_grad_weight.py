@@ -23,7 +23,7 @@ from tlazy_kernels.conv1d_configs import (
     subtiles,
 )
 from tlazy_kernels.conv1d_filters import groups_together
-from tlazy_kernels.conv1d_tiled import filter_blocks, fits_tiles, form_on, readable_tiles
+from tlazy_kernels.conv1d_tiled import fits_tiles, form_on, readable_tiles
 from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
 from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.first_layer import first_layer_grad_weight
@@ -305,7 +305,7 @@ def _tiles(
         source, form = i, readable_tiles(target, tensor, geometry.groups, step, shifted=i == 1)
         if form is None:
             reads = shape[2] * grad.shape[2] / tensor.shape[2]  # for each output and tap
-            if not copy_pays(tensor, reads * filter_blocks(others)):
+            if not copy_pays(tensor, reads * triton.cdiv(others, 64)):  # columns of a gather's tile
                 return None
             source = 2 + len(buffers)
             buffer, copy, form = tiled_copy(tensor, geometry.groups, i, source, precision)

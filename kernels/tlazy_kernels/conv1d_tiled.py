@@ -209,11 +209,6 @@ def form_on(target: Target, tiled: layouts.Tiled) -> str:
     return f"{tiled.form}_by_threads" if by_threads else tiled.form
 
 
-def filter_blocks(filters: int) -> int:
-    """How often a product by gathered tiles reads each of its rows for each tap."""
-    return triton.cdiv(filters, 64)
-
-
 def tiled_steps(
     x: Tensor,
     weight: Tensor,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tlazy_kernels import checks
 from tlazy_kernels.configs import TileConfig
-from tlazy_kernels.conv1d_gather import gather_step
+from tlazy_kernels.conv1d_gather import gather_steps
 from tlazy_kernels.depthwise_backward import Needs
 from tlazy_kernels.depthwise_channels import channels_backward, channels_step
 from tlazy_kernels.depthwise_general import general_grad_weight, general_step
@@ -58,7 +58,7 @@ def plan_convolution(
             return Plan((), (one,), ())
     if config is None and transposed and weight.shape[0] >= MANY_FILTERS * groups:
         # A contraction over the filters of each channel, long enough for a matrix product.
-        one = gather_step(
+        buffers, steps = gather_steps(
             target,
             *tensors,
             geometry,
@@ -67,7 +67,7 @@ def plan_convolution(
             precision=precision,
             config=None,
         )
-        return Plan((), (one,), ())
+        return Plan((*buffers,), (*steps,), ())
     name = "conv1d_grad_input" if transposed else "conv1d_forward"
     if transposed:
         # The way back over stride 1 is a convolution with the filters turned around.

@@ -24,7 +24,7 @@ FROM_REGISTERS = "wgmma from registers"
 
 _SHIFTED = (
     "a tap shifts 2-byte samples by less than the 4 bytes that the smallest asynchronous copy takes"
-    " and aligns to, and the weight's filters lie in_channels * taps apart"
+    " and aligns to"
 )
 
 # Products of 16-bit elements whose operands reach shared memory through registers, and why.
@@ -49,7 +49,7 @@ NARROW_LOADS = {
     "_conv1d_tiled_kernel": 4,  # the bias, in tiles of 16 filters
     "_copy_kernel": 16,  # weights, whose taps lie side by side
     "_block_diagonal_kernel": 16,  # likewise
-    "_conv1d_gather_kernel": 48,  # the samples and the weight, both as above
+    "_conv1d_gather_kernel": 32,  # the samples, which the stride takes apart
     "_grad_weight_gather_kernel": 16,  # the samples
     "_depthwise_kernel": 10,  # the samples, and the weight's 4 taps, which lie side by side
     "_depthwise_grad_weight_kernel": 16,  # the samples and the gradient, which have two lengths

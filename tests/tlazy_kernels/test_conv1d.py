@@ -14,7 +14,7 @@ from tests.tlazy_kernels.convolutions import (
     channels_last,
     kernels_of,
 )
-from tlazy_kernels import copies, launch, reference
+from tlazy_kernels import conv1d_gather, copies, launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.conv1d_configs import subtiles
@@ -140,6 +140,26 @@ def test_threads_read_channels_last_where_there_is_no_tma(case, dtype, device, m
     steps = [step for plan in launch._plans.values() for step in plan.steps]
     named = {s.kernel.fn.__name__ for s in steps if BY_THREADS in s.constants.values()}
     assert named == {"_conv1d_tiled_kernel", "_grad_weight_tiled_kernel"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Convolution(2, 20, 70, 44, 3, stride=3, padding=(2, 1), dilation=4),
+        Convolution(2, 24, 48, 30, 5, stride=2, padding=(1, 2), groups=2),
+        Convolution(2, 16, 8, 21, 1, stride=2),  # packed as they lie
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("config", [SMALL, None], ids=["small tiles", "its tile"])
+def test_large_gathers_pack_the_filters(case, config, dtype, device, monkeypatch):
+    monkeypatch.setattr(conv1d_gather, "LEAST_COPY", 1)
+    monkeypatch.setattr(launch, "_plans", {})
+    operands = case.operands(dtype, device)
+    assert_all_agree(case, operands, config, activation="relu")
+    steps = [step for plan in launch._plans.values() for step in plan.steps]
+    packed = [s.constants["W_UNIT"] for s in steps if "W_UNIT" in s.constants]
+    assert packed == [16 // dtype.itemsize] * 2
 
 
 def test_rows_of_samples_may_end_within_a_unit(dtype, device):

@@ -8,7 +8,7 @@ import torch
 from tests.tlazy_kernels.agreement import DTYPES, SMALL, assert_agrees, random
 from tests.tlazy_kernels.convolutions import Convolution, assert_all_agree, channels_last
 from tlazy_kernels.conv1d import conv1d_grad_weight
-from tlazy_kernels.conv1d_gather import gather_step
+from tlazy_kernels.conv1d_gather import gather_steps
 from tlazy_kernels.epilogue import epilogue_backward
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import STAND_IN
@@ -90,7 +90,7 @@ def test_the_stride_of_a_single_channel_is_of_no_account(device):
         for shape in ((2, 24, 40), (24, 1, 3), (2, 40, 1))
     )
     geometry = Geometry(1, (1, 1), 1, 1)
-    step = gather_step(
+    _, (step,) = gather_steps(
         STAND_IN,
         grad,
         weight,
