@@ -71,3 +71,16 @@ def _is_left_out(item: pytest.Item, selected: str) -> bool:
 def device() -> str:
     """Where kernels run: "cuda" on a GPU and under ttsem, else "cpu", in the interpreter."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretended; whoever only times calls uses its clocks."""
+    from tests.fake_gpu import FakeGPU
+    from tlazy.bench import timing
+
+    gpu = FakeGPU()
+    gpu.install(monkeypatch)
+    timing._stream.cache_clear()
+    yield gpu
+    timing._stream.cache_clear()

@@ -134,9 +134,17 @@ class FakeGPU:
         }
         for name, answer in answers.items():
             monkeypatch.setattr(torch.cuda, name, answer)
+        monkeypatch.setattr(torch, "Generator", Generator)
 
     def _empty_cache(self) -> None:
         self.emptied += 1
+
+
+class Generator(torch.Generator):
+    """The CPU's, whatever device it is asked for."""
+
+    def __new__(cls, device: Any = "cpu") -> Generator:
+        return super().__new__(cls)
 
 
 class OnCPU(TorchFunctionMode):

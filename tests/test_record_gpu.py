@@ -10,10 +10,10 @@ import torch
 
 from perf import MAIN_SUITE
 from perf import record as recording
-from tests.fake_gpu import NAME, FakeGPU, OnCPU
+from tests.fake_gpu import NAME, OnCPU
 from tests.tlazy.benchmarks import SteadyTimer
 from tlazy import cli, report
-from tlazy.bench import timing, tuning
+from tlazy.bench import tuning
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.measuring import TRIED
 from tlazy.bench.operations import Linear
@@ -29,24 +29,8 @@ BEGIN, MINUTES = 1000.0, 10.0
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """Pretended."""
-    gpu = FakeGPU()
-    gpu.install(monkeypatch)
-    timing._stream.cache_clear()
-    yield gpu
-    timing._stream.cache_clear()
-
-
-@pytest.fixture
 def tuned_gpu(gpu, monkeypatch):
     """The pretended GPU, whose kernels the interpreter runs; few tiles are tried."""
-
-    class Generator(torch.Generator):
-        def __new__(cls, device="cpu"):
-            return super().__new__(cls)
-
-    monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(tuning, "timer_for", lambda device: SteadyTimer())
     monkeypatch.setattr(tuning, "SEEDS", (TileConfig(16, 16, 16),))
     monkeypatch.setattr(tuning, "neighbours", lambda config: iter(()))

@@ -15,7 +15,7 @@ import triton
 
 import tlazy.nn.functional
 from perf import test_kernels as perf_kernels
-from tests.fake_gpu import GPU, NAME, FakeGPU, OnCPU
+from tests.fake_gpu import GPU, NAME, OnCPU
 from tlazy import report
 from tlazy.bench import measuring, peers, timing
 from tlazy.bench.machine import Ceilings, measure_ceilings
@@ -29,24 +29,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a re
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """Pretended; whoever only times calls uses its clocks."""
-    gpu = FakeGPU()
-    gpu.install(monkeypatch)
-    timing._stream.cache_clear()
-    yield gpu
-    timing._stream.cache_clear()
-
-
-@pytest.fixture
-def computing(gpu, monkeypatch):
+def computing(gpu):
     """The pretended GPU, whose tensors the CPU computes."""
-
-    class Generator(torch.Generator):
-        def __new__(cls, device="cpu"):
-            return super().__new__(cls)
-
-    monkeypatch.setattr(torch, "Generator", Generator)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with OnCPU(gpu):
