@@ -263,10 +263,11 @@ def test_every_peer_of_a_convolution_is_right_and_timed(computing, which):
 @pytest.mark.parametrize(
     "operation", [Linear(4, 4, 4), Conv1d(1, 4, 9, 4, 3), depthwise(1, 4, 9, 3)]
 )
-def test_a_shape_by_itself_is_measured_beside_the_compiler(operation):
-    single = Problem(SINGLE, "", operation)
-    assert "compile" in peers.default_peers(single, GPU)
-    assert len(set(peers.default_peers(single, GPU))) == len(peers.default_peers(single, GPU))
+def test_a_shape_by_itself_and_a_goal_are_measured_beside_the_compiler(operation):
+    for suite in (SINGLE, "goals"):
+        found = peers.default_peers(Problem(suite, "", operation), GPU)
+        assert "compile" in found
+        assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize("which", ["forward", "full"])

@@ -228,8 +228,8 @@ def default_peers(problem: Problem, device: torch.device) -> Sequence[str]:
     if problem.timed == "new length":
         return ("tlazy", "eager", "cudnn-benchmark")
     names = _fitting(problem.operation)
-    # In suites its seconds for each convolution are better spent on the next problem.
-    missing = problem.suite == SINGLE and "compile" not in names
+    # In other suites its seconds for each convolution are better spent on the next problem.
+    missing = problem.suite in (SINGLE, "goals") and "compile" not in names
     return (*names, "compile") if missing else names
 
 

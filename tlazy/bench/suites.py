@@ -167,7 +167,8 @@ def _check_value(text: str, parameter: inspect.Parameter, value: Any) -> None:
 
 
 def _goals() -> Iterator[Problem]:
-    """The goals of the project, each with the problems that stand for it."""
+    """The goals of the project, each with the problems that stand for it; those of the CPU, calls
+    and materialization, are measured by ``pytest perf``."""
     p = "goals"
     yield Problem(p, "linear 8192 gelu", Linear(8192, 8192, 8192, activation="gelu"))
     mamba = depthwise(8, 4096, 4096, 4)
