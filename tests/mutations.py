@@ -276,13 +276,25 @@ MUTANTS = [
     Mutant(
         "unit tap stride assumed",
         "conv1d_gather",
-        "tap.to(tl.int64) * stride_wk",
+        "tap.to(tl.int64) * (stride_wk * W_UNIT)",
         "tap.to(tl.int64)",
+    ),
+    Mutant(
+        "packed filters read as if they lay side by side",
+        "conv1d_gather",
+        "f * (stride_wo * W_UNIT)",
+        "f * stride_wo",
+    ),
+    Mutant(
+        "second part of a gathered tile stored in place of the first",
+        "conv1d_gather",
+        "filters += part * (BLOCK_F // SUBTILES)",
+        "filters += (BLOCK_F // SUBTILES)",
     ),
     Mutant(
         "bias unmasked",
         "conv1d_gather",
-        "stride_bias, mask=f < F, other=0.0",
+        "stride_bias, mask=filters < F, other=0.0",
         "stride_bias",
         "ttsem",
     ),
