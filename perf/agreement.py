@@ -6,7 +6,8 @@ Run it on a quiet machine: that two runs agree there is what the printed spreads
 disagrees where the spreads (20% to 80% quantiles) of its two runs do not overlap, or where one of
 them has no time. ``tlazy bench --compare`` flags less: medians more than 5% apart besides.
 
-Exit codes: 0 where all rows agree, 1 where some do not or none has a time, 2 for bad input.
+Exit codes: 0 where all rows agree, 1 where some do not or none has a time, 2 for bad input,
+130 where it was stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tlazy.bench.record import Record, Row
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 
-AGREE, DISAGREE, BAD_INPUT = 0, 1, 2
+AGREE, DISAGREE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = command.suite_problems(options.suite, device)
         settings = Settings(device, seconds=options.seconds, visits=command.VISITS)
         first, second = (run(problems, settings) for _ in range(2))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except UserError as error:
         print(f"perf.agreement: {error}", file=sys.stderr)
         return BAD_INPUT

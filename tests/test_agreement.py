@@ -73,3 +73,11 @@ def test_it_runs_by_the_real_clock_twice_and_judges_what_came_out(monkeypatch, c
 def test_bad_seconds_are_one_line_and_exit_code_2(capsys):
     assert agreement.main(["--seconds", "nan"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ctrl_c_ends_it_without_a_traceback(monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(agreement, "measure", stopped)
+    assert agreement.main(["--seconds", "0.05"]) == 130

@@ -50,9 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 2: bad input, with one line on stderr. 130: ended by Ctrl-C.
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _check_given_once(given)
         code = app(
-            args=None if arguments is None else list(arguments),
+            args=given,
             prog_name="tlazy",
             standalone_mode=False,
         )
@@ -70,6 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _check_given_once(arguments: Sequence[str]) -> None:
+    """Raise UserError for an option that is there twice: of two values the last would count."""
+    names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{quoted(name)} is given {names.count(name)} times")
 
 
 def _print_version(wanted: bool) -> None:

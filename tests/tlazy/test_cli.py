@@ -519,3 +519,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(run, here):
             path.unlink()
     assert cli.main(["train", "--out", "run", "--resume"]) == 0
     assert all(torch.equal(wanted[key], value) for key, value in weights(run).items())
+
+
+@pytest.mark.parametrize("second", [["--peer", "compile"], ["--peer=compile"]])
+def test_an_option_that_is_given_twice_is_refused(second, capsys):
+    assert cli.main(["bench", "linear", "--shape", "4,4,4", "--peer", "eager", *second]) == 2
+    assert capsys.readouterr() == ("", "tlazy: '--peer' is given 2 times\n")
