@@ -116,16 +116,16 @@ def test_what_was_measured_is_kept_where_it_is_stopped_with_torch_and_triton_alo
 
 def test_networks_are_computed_with_torch_and_triton_alone(tmp_path):
     code = (
-        "import torch\n"
+        "import perf, torch\n"  # finds the kernels where they are not installed
         "from tlazy.bench.measuring import compute_once\n"
         "from tlazy.bench.networks import Network\n"
         "from tlazy.bench.suites import Problem\n"
         "problem = Problem('models', 'fcn', Network('fcn', 2, 1, 32), torch.float32)\n"
         "compute_once(problem, 'full', 'tlazy', torch.device('cpu'))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=bare(tmp_path, HIDDEN), capture_output=True, text=True
-    )
+    env = bare(tmp_path, HIDDEN)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
