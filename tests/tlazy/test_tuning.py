@@ -159,6 +159,7 @@ def test_the_launchers_own_choice_is_timed_without_the_table_that_is_named(tmp_p
     own, *tiles = blocks[: len(blocks) // len(LINEAR)]
     assert own != 16
     assert set(tiles) == {16}
+    assert not launch._plans  # from here on the table counts again
     linear.linear_forward(x, weight, torch.ones(12), activation="gelu")
     assert last_block() == 16
     launch.forget_plans()
