@@ -9,7 +9,8 @@ suites, all of it a second time while there is time, on a GPU the best tiles (``
 it); then ``<date>.html`` and pictures, where jinja2 and matplotlib are installed (elsewhere
 ``python -m perf.readme`` draws them later). It may be stopped at any point: what was measured is in
 the file, and ``--resume`` goes on from there. All that touches the device runs in processes of
-their own, so that a kernel that loses it or hangs costs one measurement.
+their own, so that a kernel that loses it or hangs costs one measurement, or where it hangs a search
+for tiles, what is left of those.
 
 Exit codes: 0, also where the budget ended first; 2 for bad input; 130 and 143 where stopped.
 """

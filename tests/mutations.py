@@ -276,13 +276,13 @@ MUTANTS = [
     Mutant(
         "unit tap stride assumed",
         "conv1d_gather",
-        "tap.to(tl.int64) * (stride_wk * W_UNIT)",
+        "tap.to(tl.int64) * stride_wk * W_UNIT",
         "tap.to(tl.int64)",
     ),
     Mutant(
         "packed filters read as if they lay side by side",
         "conv1d_gather",
-        "f * (stride_wo * W_UNIT)",
+        "f * stride_wo * W_UNIT",
         "f * stride_wo",
     ),
     Mutant(

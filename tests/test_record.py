@@ -322,32 +322,27 @@ def three_problems(suite, device):
     return [Problem(suite, name, operation, torch.float32, ("forward",)) for name in names]
 
 
-def measure_with_a_fatal_kernel(path, device, names, deadline):
-    """In a worker: the second problem ends the process, as a lost device does."""
-    stock = Linear.fused
+def fatal(run, path):
+    """`run`, which ends the process at the second problem, as a lost device does."""
 
-    def fatal(operation, *tensors):
-        content = json.loads(Path(path).read_text())
-        if content["rows"][-1]["problem"] == "fatal":
+    def end_or_run(operation, *rest):
+        if json.loads(Path(path).read_text())["rows"][-1]["problem"] == "fatal":
             os._exit(11)
-        return stock(operation, *tensors)
+        return run(operation, *rest)
 
-    Linear.fused = fatal
+    return end_or_run
+
+
+def measure_with_a_fatal_kernel(path, device, names, deadline):
+    """In a worker."""
+    Linear.fused = fatal(Linear.fused, path)
     recording.command.suite_problems = three_problems
     return recording._measure(path, device, names, deadline)
 
 
 def measure_with_a_fatal_reference(path, device, names, deadline):
-    """In a worker: the second problem's reference ends the process, whoever is to be compared."""
-    expected = correctness.expected
-
-    def fatal(operation, *rest):
-        content = json.loads(Path(path).read_text())
-        if content["rows"][-1]["problem"] == "fatal":
-            os._exit(11)
-        return expected(operation, *rest)
-
-    correctness.expected = fatal
+    """In a worker: whoever is to be compared."""
+    correctness.expected = fatal(correctness.expected, path)
     recording.command.suite_problems = three_problems
     return recording._measure(path, device, names, deadline)
 

@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from tlazy.bench.machine import device_name
 from tlazy.errors import UserError, shortened
 from tlazy.files import replacing
-from tlazy.run import Config, Run, device_name
+from tlazy.run import Config, Run
 
 TRAINING, TEST = "#4477aa", "#cc3311"  # told apart with any colour vision (Tol's bright scheme)
 MOST_WRITTEN_CLASSES = 25

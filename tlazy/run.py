@@ -29,7 +29,6 @@ import torch
 
 import tlazy
 from tlazy.bench import machine
-from tlazy.bench.machine import device_name as device_name
 from tlazy.data import Dataset, Normalization, check_labels
 from tlazy.errors import UserError, counted, quoted, reason
 from tlazy.files import replacing

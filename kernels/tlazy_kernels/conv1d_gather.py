@@ -104,7 +104,7 @@ def _conv1d_gather_kernel(
     batch = row // out_length
     position = row % out_length
     x_rows = x_ptr + batch * stride_xn + group * C * stride_xc
-    w_columns = weight_ptr + group * (stride_wg * W_UNIT) + f * (stride_wo * W_UNIT)
+    w_columns = weight_ptr + group * stride_wg * W_UNIT + f * stride_wo * W_UNIT
     w_channels = tl.cdiv(C, W_UNIT) * W_UNIT
     acc = tl.zeros((BLOCK_R, BLOCK_F), dtype=tl.float32)
     for step in range(tl.cdiv(C, BLOCK_C) * taps):
@@ -119,7 +119,7 @@ def _conv1d_gather_kernel(
             other=0.0,
         )
         w = tl.load(
-            (c * stride_wc + tap.to(tl.int64) * (stride_wk * W_UNIT))[:, None] + w_columns[None, :],
+            (c * stride_wc + tap.to(tl.int64) * stride_wk * W_UNIT)[:, None] + w_columns[None, :],
             mask=(c < w_channels)[:, None] & (f < F)[None, :],
             other=0.0,
         )
@@ -168,8 +168,7 @@ def gather_steps(
     group_in, group_out = channels // groups, out_channels // groups
     rows = batch * out_length
     config = config or _config(target, rows, group_out, group_in, x.element_size(), precision)
-    buffers, steps, filters, strides = _filters(x, weight, groups, transposed, precision)
-    unit = UNIT_BYTES // x.element_size() if x.numel() >= LEAST_COPY else 1
+    buffers, steps, filters, strides, unit = _filters(x, weight, groups, transposed, precision)
     tiles = triton.cdiv(rows, config.rows) * triton.cdiv(group_out, config.cols)
     step = Step(
         _conv1d_gather_kernel,
@@ -234,16 +233,16 @@ def _config(
 
 def _filters(
     x: Tensor, weight: Tensor, groups: int, transposed: bool, precision: str
-) -> tuple[list[Buffer], list[Step], int, tuple[int, int, int, int]]:
+) -> tuple[list[Buffer], list[Step], int, tuple[int, int, int, int], int]:
     """As ``packed`` gives them where x is large enough for a copy: buffers, steps, the plan's
-    tensor; and strides of a group, a filter, a channel and a tap."""
+    tensor; strides of a group, a filter, a channel and a tap, and the unit of all but the third."""
     if x.numel() >= LEAST_COPY:
         buffers, steps, place, (tap, group, filters) = packed(
             weight, groups, 1, transposed, precision, 5
         )
-        return buffers, steps, place, (group, filters, 1, tap)
+        return buffers, steps, place, (group, filters, 1, tap), UNIT_BYTES // x.element_size()
     filters, channel, tap = weight.stride()
     group = weight.shape[0] // groups * filters
     if transposed:
         filters, channel = channel, filters
-    return [], [], 1, (group, filters, channel, tap)
+    return [], [], 1, (group, filters, channel, tap), 1

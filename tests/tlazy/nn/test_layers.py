@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils import parametrize, prune
 
 import tlazy
 from tlazy import nn
@@ -275,3 +276,20 @@ def test_a_materialized_layer_can_be_scripted_and_saved(layer, activation):
     loaded = torch.jit.load(file)
     torch.testing.assert_close(loaded(x), expected)
     assert loaded.state_dict().keys() == net.state_dict().keys()
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_a_weight_that_is_made_of_parameters_is_what_counts(pair):
+    """Where it is parametrized or pruned it is no parameter of its layer any more."""
+    make, _, sizes, shape = pair
+    layer, x = make(*sizes, bias=False), torch.randn(shape)
+    plain = layer(x)
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    torch.testing.assert_close(layer(x), 2 * plain)
+    parametrize.remove_parametrizations(layer, "weight")
+    prune.custom_from_mask(layer, "weight", torch.zeros_like(layer.weight))
+    assert not layer(x).any()
