@@ -23,6 +23,7 @@ def test_a_precision_without_a_rate_has_no_floor():
 
 def test_a_run_and_a_record_name_device_and_versions_alike():
     cpu = torch.device("cpu")
-    assert machine.machine(cpu)["device"] == run.device_name(cpu) == machine.device_name(cpu)
+    plot = pytest.importorskip("tlazy.plot", reason="needs matplotlib")
+    assert machine.machine(cpu)["device"] == plot.device_name(cpu) == machine.device_name(cpu)
     assert run.versions().items() <= machine.versions().items()
     assert {"torch", "numpy"} <= set(run.versions())
