@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -89,6 +92,10 @@ class Step:
     def run(self, tensors: Sequence[Tensor | None], empty: Allocator) -> None:
         """Launch by Triton's own way, which compiles and tells profilers, and keep a handle."""
         arguments = [*[tensors[i] for i in self.tensors], *self.scalars]
+        if _compiling_ahead:
+            if isinstance(self.kernel, JITFunction):  # the interpreter's have nothing to compile
+                self.kernel.warmup(*arguments, grid=self.grid, **self.constants, **self.options)
+            return
         launch = self.kernel[self.grid]
         found = with_scratch(empty, lambda: launch(*arguments, **self.constants, **self.options))
         if isinstance(found, CompiledKernel):  # neither the interpreter's nor a tool's
@@ -133,6 +140,7 @@ class Plan(NamedTuple):
 Planner = Callable[..., Plan]
 
 _plans: dict[tuple, Plan] = {}
+_compiling_ahead = False
 
 
 def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) -> list[Any]:
@@ -171,6 +179,26 @@ def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) 
         with torch.cuda.device_of(x):
             return _execute(plan, inputs, x)
     return _execute(plan, inputs, x)
+
+
+@contextmanager
+def compiling_ahead() -> Iterator[None]:
+    """Inside, launchers compile what they would launch for the first time, and do not launch it.
+
+    All of it is compiled at once, on as many cores as there are, and is ready when the block ends.
+    What launchers return meanwhile is unset. A kernel that cannot be compiled says so where it is
+    launched.
+    """
+    global _compiling_ahead
+    _compiling_ahead = True
+    try:
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            triton.AsyncCompileMode(pool, ignore_errors=True),
+        ):
+            yield
+    finally:
+        _compiling_ahead = False
 
 
 def forget_plans() -> None:

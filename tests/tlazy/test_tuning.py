@@ -69,14 +69,58 @@ def test_the_search_climbs_to_the_best_tile_and_skips_what_does_not_run(monkeypa
 
 
 def test_the_search_ends_at_its_deadline():
-    now = itertools.count()
+    """Each tile takes a second, which the first four have."""
+    prepared, tried = [], []
+
+    def seconds(config):
+        tried.append(config)
+        return 1.0
+
     times = tuning.search(
         [TileConfig(16, 16, 16, stage) for stage in range(1, 9)],
-        lambda config: 1.0,
-        deadline=3,
-        clock=lambda: next(now),
+        seconds,
+        deadline=3.5,
+        clock=lambda: len(tried),
+        prepare=prepared.append,
     )
-    assert len(times) == 4
+    assert [*times] == tried
+    assert len(tried) == 4
+    assert len(prepared) == 1
+
+
+def test_the_search_prepares_all_that_it_tries_next(monkeypatch):
+    monkeypatch.undo()
+    prepared = []
+
+    def seconds(config):
+        assert config in prepared[-1]
+        return config.rows + config.cols
+
+    times = tuning.search(
+        [TileConfig(32, 32, 16)],
+        seconds,
+        math.inf,
+        prepare=lambda configs: prepared.append([*configs]),
+    )
+    assert {*times} == {config for configs in prepared for config in configs}
+    assert len(prepared) > 2
+
+
+@interpreted
+def test_tiles_are_compiled_before_they_are_tried(tmp_path, monkeypatch):
+    compiled, launched = [], []
+    run = launch.Step.run
+
+    def noted(step, tensors, empty):
+        (compiled if launch._compiling_ahead else launched).append(step.constants)
+        run(step, tensors, empty)
+
+    monkeypatch.setattr(launch.Step, "run", noted)
+    tuning.tune([problem()], CPU, tmp_path / "tiles.json", timer=Counting(1, 1))
+    own, tried = launched[0], [constants for constants in launched if constants in compiled]
+    assert own not in compiled
+    assert len(compiled) == 2 * len(LINEAR)
+    assert all(constants in tried for constants in compiled)
 
 
 @interpreted
@@ -342,7 +386,7 @@ def test_a_lost_device_ends_the_run_and_the_next_one_goes_on_behind_it(tmp_path,
 
     def deadly(*args, config=None):
         assert tuning.outcomes(path)["linear_grad_input, small"] == measuring.TRIED
-        if config is not None:
+        if config is not None and not launch._compiling_ahead:
             lost.append(config)
         return right(*args, config=config)
 

@@ -13,7 +13,8 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,15 +154,33 @@ def unloaded(stub: ctypes.CDLL) -> int:
     return ctypes.c_int64.in_dll(stub, "unloads").value - before
 
 
+def ahead(stub: ctypes.CDLL, call: Callable[[], Any]) -> dict[str, int]:
+    """What a call compiles and launches inside ``launch.compiling_ahead``, and what after it."""
+    launches, compiled = ctypes.c_int64.in_dll(stub, "launches"), []
+    triton.knobs.runtime.jit_post_compile_hook = lambda **kernel: compiled.append(kernel)
+    found = {}
+    for when in ("inside", "after"):
+        compiled.clear()
+        before = launches.value
+        with launch.compiling_ahead() if when == "inside" else nullcontext():
+            call()
+        found |= {f"compiled {when}": len(compiled), f"launched {when}": launches.value - before}
+    triton.knobs.runtime.jit_post_compile_hook = None
+    return found
+
+
 def main() -> None:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     with tempfile.TemporaryDirectory() as folder:
         stub = install(Path(folder))
-        launches = Launches(stub)
         x, weight, bias, grad = (
             torch.zeros(*shape, dtype=torch.bfloat16)
             for shape in ((16, 4096), (512, 4096), (512,), (16, 512))
         )
+        before_launch = ahead(
+            stub, lambda: [linear_forward(x, weight, None, name) for name in ("relu", "tanh")]
+        )
+        launches = Launches(stub)
         g = torch.zeros(4096, 512, 1, dtype=torch.bfloat16)  # its sums take a second launch
         for _ in range(3):
             linear_forward(x, weight, bias, activation="gelu", save_preactivation=True)
@@ -170,7 +189,9 @@ def main() -> None:
             linear_grad_weight(grad, x)
             epilogue_backward(g, g, "gelu", bias=True)
             epilogue_backward(grad, grad, "gelu", bias=True)
-    print(json.dumps({"launches": launches.found, "unloaded": unloaded(stub)}))
+    print(
+        json.dumps({"launches": launches.found, "unloaded": unloaded(stub), "ahead": before_launch})
+    )
 
 
 if __name__ == "__main__":

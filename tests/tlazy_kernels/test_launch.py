@@ -213,6 +213,26 @@ def _parameters(kernel) -> list[str]:
 @pytest.mark.compiles
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, as Triton does")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="pretends the driver that is there")
+def test_what_is_compiled_ahead_is_launched_by_the_next_call_without_compiling():
+    assert launched()["ahead"] == {
+        "compiled inside": 3,  # a product that both calls share, and a sum of its parts for each
+        "launched inside": 0,
+        "compiled after": 0,
+        "launched after": 4,
+    }
+
+
+def test_a_plan_that_was_only_compiled_runs_later(plans, x):
+    """Also in the interpreter, which has nothing to compile."""
+    with launch.compiling_ahead():
+        linear_forward(x, x)
+    (plan,) = plans.values()
+    assert plan.steps[0].handle is None
+    y, _ = linear_forward(x, x)
+    torch.testing.assert_close(y, x @ x.T)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends the driver that is there")
 def test_the_driver_gets_from_a_kept_handle_what_it_gets_from_tritons_first_launch():
     """By Triton's real launcher, whose arguments differ from version to version."""
     found = launched()

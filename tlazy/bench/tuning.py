@@ -178,11 +178,13 @@ def search(
     evaluate: Callable[[TileConfig], float | None],
     deadline: float,
     clock: Callable[[], float] = time.monotonic,
+    prepare: Callable[[Sequence[TileConfig]], object] = lambda configs: None,
 ) -> dict[TileConfig, float]:
     """Climb from the best of `seeds` to its best neighbour until none is better.
 
     Args:
         evaluate: seconds of a tile; None where it does not run or is wrong.
+        prepare: called with the tiles that are evaluated next.
 
     Returns:
         seconds of every tile that works, of those tried before the deadline.
@@ -193,7 +195,8 @@ def search(
         return {config: taken for config, taken in tried.items() if taken is not None}
 
     frontier: list[TileConfig] = list(seeds)
-    while frontier:
+    while frontier and clock() <= deadline:
+        prepare(frontier)
         for config in frontier:
             if clock() > deadline:
                 return works()
@@ -282,6 +285,13 @@ class _Contest:
         calls = [partial(self.launcher.run, *one, config) for one in self.sets]
         return self.timer.prepare(calls)[0]
 
+    def compile(self, configs: Sequence[TileConfig]) -> None:
+        """Compile the tiles' kernels together: one by one takes longer than all else."""
+        with launch.compiling_ahead():
+            for config in configs:
+                with suppress(Exception):  # where it is tried, it says what is wrong
+                    self.launcher.run(*self.sets[0], config)
+
     def seconds(self, config: TileConfig) -> float:
         """What the tile takes, roughly."""
         return summarize(self.prepare(config)(SECONDS_EACH)).median
@@ -312,7 +322,12 @@ def _search_one(
         if not keys:
             raise Unsupported("a kernel of another kind serves it, without tiles")
         seeds = DEPTHWISE_SEEDS if operation.op == "depthwise" else SEEDS
-        times = search(seeds, lambda config: contest.attempt(contest.seconds, config), deadline)
+        times = search(
+            seeds,
+            lambda config: contest.attempt(contest.seconds, config),
+            deadline,
+            prepare=contest.compile,
+        )
         best = sorted(times, key=lambda config: times[config])[:FINALISTS]
         finalists = {config: contest.attempt(contest.prepare, config) for config in best}
         return {
