@@ -129,10 +129,17 @@ class LinearFunction(_Function):
     """``tlazy::linear_forward`` for eager calls."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None]:
-        *arguments, run = inputs
-        output = run(*arguments)
-        _linear_setup(ctx, arguments, output)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+        save: bool,
+        run: Callable,
+    ) -> tuple[Tensor, Tensor | None]:
+        output = run(x, weight, bias, activation, save)
+        _forward_setup(ctx, x, weight, bias, activation, save, output)
         return output
 
     @staticmethod
