@@ -46,6 +46,7 @@ from tlazy.bench.measuring import (
     DeviceLost,
     Settings,
     compute_once,
+    is_tried,
     measure,
 )
 from tlazy.bench.peers import default_peers
@@ -55,6 +56,7 @@ from tlazy.errors import UserError, one_line
 from tlazy.files import remove_temporaries
 from tlazy.outputs import check_writable
 from tlazy.report import write_report
+from tlazy.report.record import NOT_MEASURED
 
 ROOT = Path(__file__).parent.parent
 MOST_TUNED = 8
@@ -284,15 +286,11 @@ def _give_turn_back(path: Path, before: Sequence[Row]) -> None:
     """Where the budget or somebody ended a measurement, which is none of `before`, it did nothing
     wrong: say that it is still to be made."""
     record = Record.reopen(path)
-    ended = {key(row) for row in before if _is_tried(row)}
+    ended = {key(row) for row in before if is_tried(row)}
     for row in record.rows:
-        if _is_tried(row) and key(row) not in ended:
-            row["note"] = UNFINISHED
+        if is_tried(row) and key(row) not in ended:
+            row.update(status=NOT_MEASURED, note=UNFINISHED)
     record.write()
-
-
-def _is_tried(row: Row) -> bool:
-    return (row["status"], row["note"]) == ("failed", TRIED)
 
 
 def _measure(path: str, device: str, suites: Sequence[str], deadline: float) -> int:

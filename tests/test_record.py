@@ -456,8 +456,11 @@ def test_what_the_budget_or_somebody_ended_is_measured_later_and_what_crashed_is
     )
     monkeypatch.setattr(recording, "time", clock)
     assert not recording.run_suites(path, "cpu", ("goals",), 12.0)
-    notes = {row["problem"]: row["note"] for row in report.load(path)["rows"]}
-    assert notes == {"crashed": recording.TRIED, "slow": recording.UNFINISHED}
+    rows = report.load(path)["rows"]
+    assert {row["problem"]: (row["status"], row["note"]) for row in rows} == {
+        "crashed": ("failed", recording.TRIED),
+        "slow": ("not measured", recording.UNFINISHED),
+    }
 
 
 def test_a_worker_ends_with_the_recording_process():

@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from tlazy import report
 from tlazy.bench import measuring
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.measuring import Settings, measure
-from tlazy.bench.record import Record, compare, load
+from tlazy.bench.record import Record, common, compare, load
 from tlazy.bench.timing import HostTimer
 from tlazy.errors import UserError
 
@@ -49,7 +50,8 @@ def test_the_file_is_whole_after_every_row(tmp_path, monkeypatch):
         measured(small_linear(), path, timer=Stopping())
     content = load(path)
     assert not content["complete"]
-    assert states(path) == ("ok", "ok", measuring.TRIED, measuring.UNFINISHED)
+    assert states(path) == ("ok", "ok", measuring.UNFINISHED, measuring.UNFINISHED)
+    assert [row["status"] for row in content["rows"]] == ["ok"] * 2 + ["not measured"] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
@@ -153,6 +155,34 @@ def test_only_what_is_slower_beyond_spread_and_five_percent_is_flagged(factor, i
     old = measured(small_linear(), timer=SteadyTimer(100))
     new = measured(small_linear(), timer=SteadyTimer(100 * factor))
     assert bool(compare(old.content, new.content)) == is_flagged
+
+
+class Late(SteadyTimer):
+    """The deadline comes while the first peer is being prepared."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def prepare(self, calls):
+        self.clock.now = 2.0
+        return super().prepare(calls)
+
+
+def test_what_the_deadline_came_before_is_not_measured_and_no_worse_than_before(monkeypatch):
+    problem = small_linear(passes=("forward",))
+    old = measured(problem)
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(measuring, "time", clock)
+    late = Record("tlazy bench", CPU, Ceilings())
+    settings = Settings(CPU, peers=("tlazy", "eager"), timer=Late(clock), deadline=1.0)
+    assert not measure([problem], late, settings)
+    assert [(row["status"], row["note"]) for row in late.rows] == [
+        ("ok", ""),
+        ("not measured", "the run ended first"),
+    ]
+    assert compare(old.content, late.content) == []
+    assert len(common(old.content, late.rows)) == 1
 
 
 def test_what_was_right_and_is_wrong_now_is_flagged(monkeypatch):

@@ -203,6 +203,17 @@ def test_a_row_without_a_time_gives_no_speedup(page):
     assert "no figure" in shown.text
 
 
+def test_a_row_that_the_run_ended_before_is_no_failure(page):
+    late = row("compile", None, status="not measured", note="the run ended first")
+    shown = page(record(row(), row("eager", 130.0), late, complete=False))
+    assert "Incomplete record. The run ended before" in shown.text
+    assert "1 row of those that it came to is not measured" in shown.text
+    assert "no comparison: compile: not measured (the run ended first)" in shown.text
+    assert not shown.having("bad")
+    assert "given no time" not in shown.text
+    assert "1 of 2 rows was given no time: " in page(record(row(), FAILED)).text
+
+
 def test_cpu_and_incomplete_records_say_so(page):
     assert "CPU path: both sides run ATen" in page(cpu_record(row())).text
     assert "Incomplete record" in page(record(row(), complete=False)).text

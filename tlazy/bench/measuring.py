@@ -28,6 +28,7 @@ from tlazy.bench.timing import (
     summarize,
     timer_for,
 )
+from tlazy.report.record import NOT_MEASURED
 from tlazy_kernels.roofline import Cost
 
 MOST_SETS = 256
@@ -41,9 +42,10 @@ CACHES_WITH_OUTPUTS = 8 * CACHES
 # How many lengths are new to a convolution, and by how many samples at most: drawn anew, because
 # what an earlier run has met is no longer new to its process.
 NEW_LENGTHS, MOST_LONGER = 8, 1000
-# What rows say that have no time yet: one that is being tried, and one whose turn is to come.
-TRIED = "hung, ended the process or was stopped"
-UNFINISHED = "stopped before it was measured"
+# What rows say that have no time yet: one that is being tried, and has failed if it stays so; and one
+# whose turn is to come, which is not measured.
+TRIED = "hung, or the process ended in it"
+UNFINISHED = "the run ended first"
 
 # What a row has only if it has a time.
 TIMES = ("median_us", "q20_us", "q80_us", "tflops", "gbps", "floor_fraction")
@@ -196,6 +198,9 @@ class _Group:
             with machine.full_float32(self.problem.exact), own_stream(self.settings.device):
                 entered = self._measure(rows)
         finally:
+            for row in rows:
+                if is_tried(row):  # what stopped the run from outside is no fault of it
+                    self._wait(row)
             self.record.write()
         if self.settings.device.type == "cuda":
             torch.cuda.empty_cache()  # the next problem needs blocks of other sizes
@@ -211,8 +216,7 @@ class _Group:
             self._fail(untimed, error)
             return len(rows)
         for row in untimed:  # each one's announcement writes that the others wait for their turn
-            row["note"] = UNFINISHED
-            self.record.hold(row)
+            self._wait(row)
         entered = 0
         contenders: list[_Contender | None] = []
         for row in rows:
@@ -247,7 +251,7 @@ class _Group:
 
     def _is_missing(self, row: Row) -> bool:
         there = self.record.find(row)
-        return there is None or (there["status"], there["note"]) == ("failed", UNFINISHED)
+        return there is None or there["status"] == NOT_MEASURED
 
     def _row(self, peer: str) -> Row:
         """A row that says, until it is replaced, that nothing was measured."""
@@ -258,7 +262,7 @@ class _Group:
         return {
             **identity(self.problem, self.which, peer),
             "backend": "",
-            "status": "failed",
+            "status": NOT_MEASURED,
             "note": UNFINISHED,
             "error": None,
             **dict.fromkeys(TIMES),
@@ -286,7 +290,7 @@ class _Group:
             precision = "float32 by tf32" if self.precision == "tf32" else ""
             note = "; ".join(filter(None, (built.note, precision, how)))
             if row["status"] != "ok":
-                row["note"] = UNFINISHED  # the next row's announcement writes it
+                self._wait(row)  # the next row's announcement writes it
             return _Contender(
                 row,
                 lambda seconds: inside(lambda: sample(seconds)),
@@ -383,10 +387,15 @@ class _Group:
         """Have the file say that those without a time are tried, before anything of them runs."""
         untimed = [row for row in rows if row["status"] != "ok"]
         for row in untimed:
-            row["note"] = TRIED
+            row.update(status="failed", note=TRIED)
             self.record.hold(row)
         if untimed:
             self.record.write()
+
+    def _wait(self, row: Row) -> None:
+        """Say that the row's turn is to come."""
+        row.update(status=NOT_MEASURED, note=UNFINISHED)
+        self.record.hold(row)
 
     def _refuse(self, row: Row, status: str, note: str) -> None:
         """Say why the row has no time, or has none any more."""
@@ -409,6 +418,11 @@ class _Group:
             raise DeviceLost(
                 f"the GPU fails after {peers or 'inputs'}, {self.problem.name}: {reason}"
             ) from lost
+
+
+def is_tried(row: Row) -> bool:
+    """Whether the row's peer is being tried, or never came back."""
+    return (row["status"], row["note"]) == ("failed", TRIED)
 
 
 def compute_once(problem: Problem, which: Pass, peer: str, device: torch.device) -> None:

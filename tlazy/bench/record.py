@@ -17,7 +17,7 @@ from tlazy.bench.operations import Pass
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 from tlazy.files import replacing
-from tlazy.report.record import FORMAT, KEY, load
+from tlazy.report.record import FORMAT, KEY, NOT_MEASURED, load
 
 # Spreads that do not overlap are told apart; so is a change of less than this not worth a line.
 SLOWER_BY = 1.05
@@ -155,9 +155,13 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
 def common(
     old: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
 ) -> list[tuple[Row, Mapping[str, Any]]]:
-    """Those of `rows` whose thing has a time in `old`, each after the old row of it."""
+    """Those of `rows` whose thing has a time in `old`, each after the old row of it.
+
+    A row that the run ended before says nothing, and is none of them.
+    """
     before = {key(row): row for row in old["rows"] if row["status"] == "ok"}
-    return [(before[key(row)], row) for row in rows if key(row) in before]
+    said = (row for row in rows if row.get("status") != NOT_MEASURED)
+    return [(before[key(row)], row) for row in said if key(row) in before]
 
 
 def check_same_device(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from tlazy.files import replacing
 from tlazy.report import table, units
 from tlazy.report.axis import ratio_axis, ratio_ticks
 from tlazy.report.comparison import Problem, peer_names, problems, scores
-from tlazy.report.record import check, start, tests_ended
+from tlazy.report.record import NOT_MEASURED, check, start, tests_ended
 from tlazy.report.roofline import Roof, Roofline, roofline
 from tlazy_kernels.roofline import datasheet
 
@@ -89,7 +89,8 @@ def _view(record: Mapping[str, Any]) -> dict[str, Any]:
         "columns": table.COLUMNS,
         "lines": table.lines(rows, found),
         "filters": {name: sorted({row[name] for row in rows}) for name in FILTERS},
-        "left_out": sum(row["status"] != "ok" for row in rows),
+        "refused": sum(row["status"] not in ("ok", NOT_MEASURED) for row in rows),
+        "not_measured": sum(row["status"] == NOT_MEASURED for row in rows),
     }
 
 

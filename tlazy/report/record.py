@@ -16,7 +16,9 @@ FORMAT = 1
 # What makes two rows measurements of the same work, and with the peer of the same thing.
 WORK = ("suite", "op", "problem", "shape", "dtype", "pass", "activation", "layout")
 KEY = (*WORK, "peer")
-STATUSES = ("ok", "wrong", "unsupported", "failed")
+# What the run ended before: neither a success nor a failure.
+NOT_MEASURED = "not measured"
+STATUSES = ("ok", "wrong", "unsupported", "failed", NOT_MEASURED)
 TIMES = ("median_us", "q20_us", "q80_us")
 
 

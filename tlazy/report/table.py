@@ -8,6 +8,7 @@ from typing import Any
 
 from tlazy.report import units
 from tlazy.report.comparison import US, Duel, Problem, Row
+from tlazy.report.record import NOT_MEASURED
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Line:
     @property
     def style(self) -> str:
         status = self.row["status"]
-        return {"ok": "", "wrong": "bad wrong"}.get(status, "bad")
+        return {"ok": "", NOT_MEASURED: "", "wrong": "bad wrong"}.get(status, "bad")
 
 
 def lines(rows: Sequence[Row], problems: Iterable[Problem]) -> list[Line]:
