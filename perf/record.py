@@ -6,11 +6,11 @@
 Writes ``perf/results/<device>/<date>.json`` as it goes, the most important first: the kernels'
 tests (under ``"tests"``; meanwhile kernels are compiled for what follows), the goals, the other
 suites, all of it a second time while there is time, on a GPU the best tiles (``tiles.json`` beside
-it); then ``<date>.html`` and pictures, where jinja2 and matplotlib are installed (elsewhere
-``python -m perf.readme`` draws them later). It may be stopped at any point: what was measured is in
-the file, and ``--resume`` goes on from there. All that touches the device runs in processes of
-their own, so that a kernel that loses it or hangs costs one measurement, or where it hangs a search
-for tiles, what is left of those.
+it); then ``<date>.html``, pictures and a table on the terminal, where jinja2, matplotlib and rich
+are installed (elsewhere ``python -m perf.readme`` draws them later). It may be stopped at any
+point: what was measured is in the file and in those, and ``--resume`` goes on from there. All that
+touches the device runs in processes of their own, so that a kernel that loses it or hangs costs one
+measurement, or where it hangs a search for tiles, what is left of those.
 
 Exit codes: 0, also where the budget ended first; 2 for bad input; 130 and 143 where stopped.
 """
@@ -51,6 +51,7 @@ from tlazy.bench.measuring import (
 )
 from tlazy.bench.peers import default_peers
 from tlazy.bench.record import Record, Row, check_same_device, key, load
+from tlazy.bench.stopping import Stopped, stoppable
 from tlazy.bench.suites import SUITES, Problem
 from tlazy.errors import UserError, one_line
 from tlazy.files import remove_temporaries
@@ -73,11 +74,6 @@ MOST_RESTARTS = 20
 # How long a process that was killed is waited for: one that the driver does not let go stays.
 END_SECONDS = 10.0
 DONE, BAD_INPUT, OUT_OF_TIME, LOST = 0, 2, 3, 4
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
-class Stopped(BaseException):
-    """One of STOPPING came: its number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", type=Path, metavar="RECORD", help="go on with (a copy of) it")
     try:
         options = parser.parse_args(arguments)
-        with _stoppable():
+        with stoppable():
             command_line = _command_line(arguments)
             record_all(options.minutes, options.out, command_line, options.resume)
     except UserError as error:
         print(f"perf.record: {one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except Stopped as stopped:
-        return 128 + stopped.args[0]
+        return stopped.exit_code
     return DONE
 
 
@@ -127,7 +123,16 @@ def record_all(minutes: float, out: Path, command_line: str, resume: Path | None
             search_tiles(path.parent / "tiles.json", until(TILES_UNTIL), again=resume is None)
     finally:
         write_report(path)
+        show_table(path)
     return path
+
+
+def show_table(path: Path) -> None:
+    """Print the record's rows, where rich is installed."""
+    if importlib.util.find_spec("rich") is not None:
+        from tlazy.bench import table
+
+        table.show(load(path))
 
 
 def begin_record(
@@ -418,23 +423,6 @@ def _ended_on_exit(process: Any) -> Iterator[None]:
     finally:
         process.kill()
         process.join(END_SECONDS)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Inside, the first signal of STOPPING raises; a further one finds the record being drawn."""
-
-    def stop(number: int, frame: Any) -> None:
-        for each in STOPPING:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _command_line(arguments: Sequence[str] | None) -> str:

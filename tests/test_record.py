@@ -88,17 +88,31 @@ def start(out, env):
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")
-def test_what_was_measured_is_kept_where_it_is_stopped_with_torch_and_triton_alone(tmp_path):
-    process = start(tmp_path / "out", bare(tmp_path, HIDDEN))
+def stopped_in_its_second_problem(out, env):
+    """What the recorder prints after SIGTERM."""
+    process = start(out, env)
     measured = 0
     for line in process.stdout:
         measured += line.startswith("goals: ")
         if measured == 2:
             break
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, said
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 143, complained
+    return said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")
+def test_what_was_measured_is_shown_where_rich_is_installed(tmp_path):
+    said = stopped_in_its_second_problem(tmp_path / "out", environment())
+    assert re.search(r"tlazy \(aten\) +│ +[\d,.]+ │", said)
+    assert "incomplete: not everything was measured" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")
+def test_what_was_measured_is_kept_where_it_is_stopped_with_torch_and_triton_alone(tmp_path):
+    said = stopped_in_its_second_problem(tmp_path / "out", bare(tmp_path, HIDDEN))
+    assert "tlazy is" not in said
     (path,) = (tmp_path / "out" / "cpu").glob("*.json")
     content = report.load(path)
     assert not content["complete"]
@@ -467,26 +481,6 @@ def test_a_worker_ends_with_the_recording_process():
     code = "import time\nfrom perf import record\nrecord._work(time.sleep, (1000,), parent=-1)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), timeout=100)
     assert done.returncode == recording.LOST
-
-
-@pytest.mark.parametrize("number", recording.STOPPING)
-def test_a_second_signal_does_not_end_what_the_first_one_left_to_do(number):
-    before = [signal.getsignal(each) for each in recording.STOPPING]
-    done = []
-
-    def interrupted():
-        try:
-            signal.raise_signal(number)
-        finally:
-            for each in recording.STOPPING:
-                signal.raise_signal(each)
-            done.append("the rest")
-
-    with pytest.raises(recording.Stopped) as stopped, recording._stoppable():
-        interrupted()
-    assert done == ["the rest"]
-    assert stopped.value.args == (number,)
-    assert [signal.getsignal(each) for each in recording.STOPPING] == before
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 import time
 from types import SimpleNamespace
 
@@ -263,5 +264,19 @@ def test_a_lost_device_ends_tune_with_a_line_and_its_table_has_what_was_found(
         "tlazy bench: the GPU fails after linear_grad_input, linear 20,12,16: CUDA error: an "
         "illegal memory access was encountered; tiles.json has what was found until then\n"
     )
+    (entry,) = json.loads((tmp_path / "tiles.json").read_text())["entries"]
+    assert entry["launcher"] == "linear_forward"
+
+
+@interpreted
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_tune_with_a_line_and_its_table_has_what_was_found(
+    number, tuned_gpu, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(linear, "linear_grad_input", lambda *_, **__: signal.raise_signal(number))
+    assert cli.main([*TUNE, "--json", "tiles.json"]) == 128 + number
+    said = capsys.readouterr().err
+    assert said == "tlazy bench: stopped; tiles.json has what was found until then\n"
     (entry,) = json.loads((tmp_path / "tiles.json").read_text())["entries"]
     assert entry["launcher"] == "linear_forward"

@@ -268,23 +268,29 @@ def test_html_without_jinja2_is_refused_before_measuring(here, capsys, monkeypat
     assert "pip install 'tlazy[plot]'" in refusal([*TINY, "--html", "report.html"], capsys, here)
 
 
-def test_ctrl_c_shows_and_keeps_what_was_measured(here, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_show_and_keep_what_was_measured(number, here, capsys, monkeypatch):
     prepare = timing.HostTimer.prepare
     seen = []
 
     def interrupted(timer, calls):
         seen.append(calls)
         if len(seen) == 5:  # two ceilings, then both peers' forward pass
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return prepare(timer, calls)
 
     monkeypatch.setattr(timing.HostTimer, "prepare", interrupted)
-    assert cli.main(["bench", *TINY, "--json", "record.json"]) == 130
-    assert "incomplete: not everything was measured" in capsys.readouterr().out
+    html = bool(importlib.util.find_spec("jinja2"))
+    files = ["--json", "record.json", *(["--html", "report.html"] * html)]
+    assert cli.main(["bench", *TINY, *files]) == 128 + number
+    out = capsys.readouterr().out
+    assert "incomplete: not everything was measured" in out
+    assert re.search(r"tlazy \(aten\) +│ +[\d,.]+ │", out)
+    assert re.search(r"tlazy \(aten\) +│ +not measured │ +the run ended first │", out)
     record = report.load("record.json")
     assert not record["complete"]
     assert [row["status"] for row in record["rows"]] == ["ok", "ok", "not measured", "not measured"]
-    assert os.listdir(here) == ["record.json"]
+    assert sorted(os.listdir(here)) == files[1::2]
 
 
 def test_a_disk_that_fills_up_meanwhile_loses_no_table(here, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from tlazy.bench.measuring import DeviceLost, Settings, identities, measure
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, ConvTranspose1d, Linear
 from tlazy.bench.record import Record
+from tlazy.bench.stopping import Stopped, stoppable
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 from tlazy.outputs import check_writable
@@ -105,41 +106,39 @@ def plan(options: Options) -> Plan:
 def run(options: Options, command: str) -> int:
     """Do what the options ask for, and return the exit code.
 
-    0: done. 1: ``--compare`` found something slower or wrong, or the device was lost. Ctrl-C is
-    passed on, after the table of what was measured until then.
+    0: done. 1: ``--compare`` found something slower or wrong, or the device was lost. 130, 143:
+    stopped by Ctrl-C or SIGTERM, after the table of what was measured until then.
 
     Raises:
         UserError: as :func:`plan`; where the record cannot be written any more, after the table
             too; and where nothing could be compared that ``--compare`` asks for.
     """
+    checked = plan(options)
+    try:
+        with stoppable():
+            return _tune(options, checked) if options.tune else _bench(options, checked, command)
+    except Stopped as stopped:
+        return stopped.exit_code
+
+
+def _bench(options: Options, checked: Plan, command: str) -> int:
     from tlazy.bench import table
 
-    checked = plan(options)
     device = checked.settings.device
-    if options.tune:
-        return _tune(options, checked)
     print(_first_line(device), flush=True)
     ceilings = machine.measure_ceilings(device, precisions(checked.problems, device))
     result = Record(command, device, ceilings, options.json)
     result.write()
-    lost = False
-    stopped: KeyboardInterrupt | UserError | None = None
-    try:
-        with table.progress(checked.problems, checked.settings.visits) as notify:
-            settings = dataclasses.replace(checked.settings, notify=notify)
-            if measure(checked.problems, result, settings):
-                result.finish()
-    except (KeyboardInterrupt, UserError) as error:
-        stopped = error
-    except DeviceLost as error:
-        lost = True
-        print(f"tlazy bench: {error}", file=sys.stderr)
+    ended = _measure(checked, result)
+    lost = isinstance(ended, DeviceLost)
+    if lost:
+        print(f"tlazy bench: {ended}", file=sys.stderr)
     table.show(result.content)
     try:
         _write_html(options.html, result.content)
     finally:
-        if stopped is not None:
-            raise stopped
+        if ended is not None and not lost:
+            raise ended
     if checked.old is None:
         return int(lost)
     common = record.common(checked.old, result.rows)
@@ -150,6 +149,20 @@ def run(options: Options, command: str) -> int:
     flagged = record.compare(checked.old, result.content)
     table.show_flagged(flagged, len(common), options.compare)
     return int(lost or bool(flagged))
+
+
+def _measure(checked: Plan, result: Record) -> Stopped | UserError | DeviceLost | None:
+    """Measure into the record; what ended that early, if anything."""
+    from tlazy.bench import table
+
+    try:
+        with table.progress(checked.problems, checked.settings.visits) as notify:
+            settings = dataclasses.replace(checked.settings, notify=notify)
+            if measure(checked.problems, result, settings):
+                result.finish()
+    except (Stopped, UserError, DeviceLost) as error:
+        return error
+    return None
 
 
 def precisions(problems: Iterable[Problem], device: torch.device) -> list[Precision]:
@@ -313,9 +326,10 @@ def _tune(options: Options, checked: Plan) -> int:
     deadline = checked.settings.deadline
     try:
         found = tuning.tune(checked.problems, device, path, deadline, notify=print)
-    except DeviceLost as error:
-        print(f"tlazy bench: {error}; {path} has what was found until then", file=sys.stderr)
-        return 1
+    except (DeviceLost, Stopped) as ended:
+        why = "stopped" if isinstance(ended, Stopped) else ended
+        print(f"tlazy bench: {why}; {path} has what was found until then", file=sys.stderr)
+        return ended.exit_code if isinstance(ended, Stopped) else 1
     print(f"{len(found)} tiles written to {path}")
     return 0
 

@@ -42,8 +42,8 @@ CACHES_WITH_OUTPUTS = 8 * CACHES
 # How many lengths are new to a convolution, and by how many samples at most: drawn anew, because
 # what an earlier run has met is no longer new to its process.
 NEW_LENGTHS, MOST_LONGER = 8, 1000
-# What rows say that have no time yet: one that is being tried, and has failed if it stays so; and one
-# whose turn is to come, which is not measured.
+# What rows say that have no time yet: one that is being tried, and has failed if it stays so, and
+# one whose turn is to come, which is not measured.
 TRIED = "hung, or the process ended in it"
 UNFINISHED = "the run ended first"
 
