@@ -120,7 +120,7 @@ def test_overlapping_spreads_are_called_no_difference(home):
     put(home, record(row(), row("eager", 99.0), row(suite="sweep"), row("eager", suite="sweep")))
     text = section(home)
     assert "| 100 µs | 99 µs (0.99×, no difference) |" in text
-    assert "- sweep, 1 problem: eager: faster in 0, slower in 0, no difference in 1," in text
+    assert "- sweep, 1 problem: eager: faster in 0, slower in 0, no difference in 1\n" in text
 
 
 def test_section_names_device_versions_date_and_command(home):

@@ -191,9 +191,30 @@ def test_overlapping_spreads_are_no_difference_wherever_they_are_shown(page, tmp
     assert {"0.99× no difference", "0.90× slower"} <= set(said)
     counted = "eager: faster in 1, slower in 1, no difference in 1"
     assert counted in drawn[0].get_supxlabel()
+    assert re.findall(r"[\d.]+x ?~?", in_a_terminal(content)) == ["1.30x ", "0.90x ", "0.99x ~"]
+
+
+def in_a_terminal(content):
     terminal = Console(file=io.StringIO(), width=200)
     table.show(content, terminal)
-    assert re.findall(r"[\d.]+x ?~?", terminal.file.getvalue()) == ["1.30x ", "0.90x ", "0.99x ~"]
+    return terminal.file.getvalue()
+
+
+def test_where_no_comparison_shows_a_difference_no_mean_is_shown(page):
+    content = record(*EVEN)
+    (big,) = re.findall(r"against eager\s+(\S.*?)\s*Faster", page(content).text)
+    assert big == "no difference"
+    said = "against eager: no difference; faster in 0, slower in 0, no difference in 1\n"
+    assert in_a_terminal(content).endswith(said)
+
+
+def test_the_headline_stands_in_the_terminal_and_on_the_page(page):
+    content = record(*MIXED)
+    figure = "geometric mean of 2 problems, worst 0.90×"
+    assert re.search(rf"against eager\s+1\.08×\s+{figure}\.\s+Faster", page(content).text)
+    lines = in_a_terminal(content).splitlines()
+    assert f"against eager: 1.08× ({figure}); faster in 1, slower in 1" in lines
+    assert "against fla: no figure; faster in 0, slower in 0, not compared in 1" in lines
 
 
 def test_a_row_without_a_time_gives_no_speedup(page):

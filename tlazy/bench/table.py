@@ -56,9 +56,15 @@ def show(content: Mapping[str, Any], console: Console | None = None) -> None:
     table.add_column("peer", no_wrap=True)
     for name in NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
-    for problem in comparison.problems(content["rows"]):
+    found = comparison.problems(content["rows"])
+    for problem in found:
         _add_problem(table, problem)
     console.print(table)
+    duels = (duel for problem in found for duel in problem.duels)
+    for score in comparison.scores(duels):
+        explained = f" ({score.explained})" if score.explained else ""
+        line = f"against {score.peer}: {score.headline}{explained}; {score.words}"
+        console.print(line, markup=False, highlight=False)
 
 
 def show_flagged(flagged: Sequence[Mapping[str, Any]], common: int, old: Path | None) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tlazy.errors import counted
+from tlazy.report import units
 from tlazy.report.record import WORK
 
 Row = Mapping[str, Any]
@@ -87,7 +89,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Score:
-    """How tlazy did against one peer: each duel counts once, by its verdict."""
+    """How tlazy did against one peer: each duel counts once, by its verdict.
+
+    Attributes:
+        mean, worst: of the speed-ups; None where no duel shows a difference.
+    """
 
     peer: str
     faster: int
@@ -96,6 +102,29 @@ class Score:
     missing: int
     mean: float | None
     worst: float | None
+
+    @property
+    def headline(self) -> str:
+        """What comes of all of them together.
+
+        >>> Score("eager", faster=0, slower=0, even=4, missing=0, mean=None, worst=None).headline
+        'no difference'
+        """
+        if self.mean is not None:
+            return units.times(self.mean)
+        return WORDS["even"] if self.even else "no figure"
+
+    @property
+    def explained(self) -> str:
+        """What the headline is, where it is a figure.
+
+        >>> Score("eager", faster=3, slower=0, even=1, missing=0, mean=1.5, worst=0.99).explained
+        'geometric mean of 4 problems, worst 0.99×'
+        """
+        if self.mean is None or self.worst is None:
+            return ""
+        problems = counted(self.faster + self.slower + self.even, "problem")
+        return f"geometric mean of {problems}, worst {units.times(self.worst)}"
 
     @property
     def words(self) -> str:
@@ -184,12 +213,13 @@ def _duel(problem: Problem, index: int, peer: Row) -> Duel:
 def _score(peer: str, duels: Sequence[Duel]) -> Score:
     ratios = [duel.speedup for duel in duels if duel.speedup is not None]
     verdicts = Counter(duel.verdict for duel in duels)
+    differ = verdicts["faster"] + verdicts["slower"] > 0
     return Score(
         peer=peer,
         faster=verdicts["faster"],
         slower=verdicts["slower"],
         even=verdicts["even"],
         missing=verdicts["none"],
-        mean=math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None,
-        worst=min(ratios, default=None),
+        mean=math.exp(sum(map(math.log, ratios)) / len(ratios)) if differ else None,
+        worst=min(ratios) if differ else None,
     )
