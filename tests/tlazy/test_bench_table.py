@@ -1,6 +1,7 @@
 """What `tlazy bench` prints: problems in the words that it takes, peers in the record's order."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -16,11 +17,15 @@ MANY_OUTPUTS = Problem(SINGLE, "several outputs of a channel", Conv1d(2, 8, 50, 
 EVERY = [problem for suite in SUITES.values() for problem in suite()] + [MANY_OUTPUTS]
 
 
-def shown(*rows):
-    """The table's first two columns, line by line."""
+def printed(*rows):
     console = Console(file=io.StringIO(), width=400)
     table.show(record(*rows), console)
-    lines = [line for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    return console.file.getvalue()
+
+
+def shown(*rows):
+    """The table's first two columns, line by line."""
+    lines = [line for line in printed(*rows).splitlines() if line.startswith("│")]
     return [tuple(cell.strip() for cell in line.split("│")[1:3]) for line in lines]
 
 
@@ -37,6 +42,14 @@ def test_sizes_are_printed_as_the_command_takes_them(problem, capsys):
     then = wanted.pop("then", None)
     assert parse_shape(op, sizes).shape().items() >= wanted.items()
     assert then is None or then in lines[1]
+
+
+def test_above_the_floor_is_explained_where_it_is_shown_alone():
+    at_the_floor, above = row(floor_fraction=1.004), row("eager", floor_fraction=1.006)
+    assert "│     100% │" in printed(at_the_floor)
+    assert table.ABOVE_FLOOR not in printed(at_the_floor, row("fla", None))
+    assert "│     101% │" in printed(at_the_floor, above)
+    assert re.sub(r"\s+", " ", table.ABOVE_FLOOR) in re.sub(r"\s+", " ", printed(above))
 
 
 def test_sizes_that_are_the_problems_name_stand_there_once():

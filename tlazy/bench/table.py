@@ -24,6 +24,7 @@ PASS_IN_WORDS: Mapping[Pass, str] = {
     "full": "forward and backward pass",
 }
 NARROW = 160
+ABOVE_FLOOR = "\nabove 100% of floor: data came from a cache, or a ceiling was measured too low"
 NUMBERS = ("median us", "20-80%", "TFLOP/s", "GB/s", "of floor", "peak", "error", "tlazy is")
 
 
@@ -148,10 +149,12 @@ def _caption(content: Mapping[str, Any]) -> str:
     versions = content["versions"]
     rate = content["ceilings"]["bandwidth"]
     copied = f", copies {rate / 1e9:,.0f} GB/s" if rate else ""
-    whole = "" if content["complete"] else "\nincomplete: not everything was measured"
+    above = any(round(100 * (row["floor_fraction"] or 0)) > 100 for row in content["rows"])
+    notes = ABOVE_FLOOR if above else ""
+    notes += "" if content["complete"] else "\nincomplete: not everything was measured"
     return escape(
         f"{content['machine']['device']}{copied}; torch {versions['torch']}, triton "
         f"{versions['triton']}\n'tlazy is': times as fast as the peer; ~ no difference, the "
         f"spreads overlap; 'of floor': the least possible time over the median; "
-        f"'peak': memory that a call allocates, on a GPU{whole}"
+        f"'peak': memory that a call allocates, on a GPU{notes}"
     )
