@@ -50,14 +50,15 @@ from tlazy.bench.measuring import (
     measure,
 )
 from tlazy.bench.peers import default_peers
-from tlazy.bench.record import Record, Row, check_same_device, key, load
+from tlazy.bench.record import Record, Row
 from tlazy.bench.stopping import Stopped, stoppable
 from tlazy.bench.suites import SUITES, Problem
 from tlazy.errors import UserError, one_line
 from tlazy.files import remove_temporaries
 from tlazy.outputs import check_writable
 from tlazy.report import write_report
-from tlazy.report.record import NOT_MEASURED
+from tlazy.report.earlier import check_same_device
+from tlazy.report.record import NOT_MEASURED, key, load
 
 ROOT = Path(__file__).parent.parent
 MOST_TUNED = 8

@@ -17,6 +17,7 @@ import tlazy.nn.functional
 from tlazy import cli, report
 from tlazy.bench import command, measuring, record, timing
 from tlazy.errors import UserError
+from tlazy.report.earlier import Changes
 
 ROOT = Path(__file__).parents[2]
 TINY = ("linear", "--shape", "32,16,24", "--device", "cpu")
@@ -119,10 +120,19 @@ def test_compare_flags_a_slowed_kernel_with_exit_code_1(here, capsys, monkeypatc
 
     monkeypatch.setattr(tlazy.nn.functional, "linear", slowed)
     capsys.readouterr()
-    assert cli.main(["bench", *forward, "--compare", "old.json", "--json", "new.json"]) == 1
+    html = bool(importlib.util.find_spec("jinja2"))
+    files = ["--json", "new.json", *(["--html", "report.html"] * html)]
+    assert cli.main(["bench", *forward, "--compare", "old.json", *files]) == 1
     out = capsys.readouterr().out
-    assert re.search(r"worse than in old.json: .*, forward, tlazy: [\d.]+ times as long", out)
-    assert "of 2 measurements that old.json has too are worse" in out
+    worse = re.search(r"worse than in old.json: (.*, forward, tlazy: [\d.]+ times as long)", out)
+    assert worse
+    summary = re.search(r"\d of 2 measurements that old.json has too are worse", out)
+    assert summary
+    if html:
+        page = (here / "report.html").read_text()
+        assert "Compared with old.json" in page
+        assert f"<li>{worse[1]}</li>" in page
+        assert f"{summary[0]}." in page
 
 
 def test_records_with_nothing_in_common_are_not_compared(here, capsys):
@@ -319,7 +329,7 @@ def test_a_lost_device_ends_with_exit_code_1_after_the_table(here, capsys, monke
     forward = [*TINY, "--pass", "forward"]
     assert cli.main(["bench", *forward, "--json", "old.json"]) == 0
     monkeypatch.setattr(command, "measure", lost)
-    monkeypatch.setattr(command.record, "compare", lambda old, new: [])
+    monkeypatch.setattr(command, "changes", lambda *_: Changes("old.json", 2, []))
     for compare in ([], ["--compare", "old.json"]):
         capsys.readouterr()
         assert cli.main(["bench", *forward, "--json", "record.json", *compare]) == 1

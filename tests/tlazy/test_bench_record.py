@@ -1,8 +1,6 @@
-"""A record is whole after every row, and two of them can be compared."""
+"""A record is whole after every row, and goes on where it stopped."""
 
 import json
-import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,9 +10,8 @@ from tlazy import report
 from tlazy.bench import measuring
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.measuring import Settings, measure
-from tlazy.bench.record import Record, common, compare, load
-from tlazy.bench.timing import HostTimer
-from tlazy.errors import UserError
+from tlazy.bench.record import Record
+from tlazy.report import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,73 +125,3 @@ def test_a_record_without_rows_is_valid(tmp_path):
     path = tmp_path / "record.json"
     Record("tlazy bench", CPU, Ceilings(), path).write()
     assert load(path)["rows"] == []
-
-
-def test_a_deliberately_slowed_kernel_is_flagged(monkeypatch):
-    problem = small_linear(passes=("forward",))
-    timer = HostTimer()
-    before = measured(problem, timer=timer, seconds=0.05)
-    fast = tlazy.nn.functional.linear
-
-    def slowed(*tensors, **options):
-        time.sleep(0.02)
-        return fast(*tensors, **options)
-
-    monkeypatch.setattr(tlazy.nn.functional, "linear", slowed)
-    after = measured(problem, timer=timer, seconds=0.05)
-    flagged = {row["peer"]: row for row in compare(before.content, after.content)}
-    assert "times as long" in flagged["tlazy"]["why"]
-    assert flagged["tlazy"]["was_us"] == before.rows[0]["median_us"]
-    assert compare(after.content, after.content) == []
-
-
-@pytest.mark.parametrize(
-    ("factor", "is_flagged"), [(1.5, True), (1.1, True), (1.03, False), (0.5, False)]
-)
-def test_only_what_is_slower_beyond_spread_and_five_percent_is_flagged(factor, is_flagged):
-    old = measured(small_linear(), timer=SteadyTimer(100))
-    new = measured(small_linear(), timer=SteadyTimer(100 * factor))
-    assert bool(compare(old.content, new.content)) == is_flagged
-
-
-class Late(SteadyTimer):
-    """The deadline comes while the first peer is being prepared."""
-
-    def __init__(self, clock):
-        super().__init__()
-        self.clock = clock
-
-    def prepare(self, calls):
-        self.clock.now = 2.0
-        return super().prepare(calls)
-
-
-def test_what_the_deadline_came_before_is_not_measured_and_no_worse_than_before(monkeypatch):
-    problem = small_linear(passes=("forward",))
-    old = measured(problem)
-    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(measuring, "time", clock)
-    late = Record("tlazy bench", CPU, Ceilings())
-    settings = Settings(CPU, peers=("tlazy", "eager"), timer=Late(clock), deadline=1.0)
-    assert not measure([problem], late, settings)
-    assert [(row["status"], row["note"]) for row in late.rows] == [
-        ("ok", ""),
-        ("not measured", "the run ended first"),
-    ]
-    assert compare(old.content, late.content) == []
-    assert len(common(old.content, late.rows)) == 1
-
-
-def test_what_was_right_and_is_wrong_now_is_flagged(monkeypatch):
-    old = measured(small_linear(passes=("forward",)))
-    monkeypatch.setattr(tlazy.nn.functional, "linear", wrong_by_a_percent)
-    new = measured(small_linear(passes=("forward",)))
-    (flagged,) = compare(old.content, new.content)
-    assert flagged["why"].startswith("was ok, is wrong: relative error")
-
-
-def test_records_of_different_devices_are_not_compared():
-    old, new = (measured(small_linear(passes=("forward",))) for _ in range(2))
-    new.content["machine"]["device"] = "NVIDIA H200"
-    with pytest.raises(UserError, match=r"records of different devices: .* and NVIDIA H200"):
-        compare(old.content, new.content)

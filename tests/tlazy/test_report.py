@@ -17,6 +17,7 @@ from tlazy.bench import table
 from tlazy.bench.peers import PEERS
 from tlazy.errors import UserError
 from tlazy.report import pictures, write_html, write_pngs, write_report
+from tlazy.report.earlier import Changes, Worse
 
 pytest.importorskip("jinja2", reason="the report needs the plot extra: jinja2")
 figures = pytest.importorskip(
@@ -74,8 +75,8 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path):
-    def made(content):
-        write_html(content, tmp_path / "report.html")
+    def made(content, **options):
+        write_html(content, tmp_path / "report.html", **options)
         return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
     return made
@@ -233,6 +234,17 @@ def test_a_row_that_the_run_ended_before_is_no_failure(page):
     assert not shown.having("bad")
     assert "given no time" not in shown.text
     assert "1 of 2 rows was given no time: " in page(record(row(), FAILED)).text
+
+
+def test_what_changed_since_an_earlier_record_has_a_section(page):
+    worse = Worse(row("eager", problem=HOSTILE), "1.30 times as long")
+    shown = page(record(row()), changes=Changes("old.json", 3, [worse]))
+    assert "Compared with old.json" in shown.text
+    assert "1 of 3 measurements that old.json has too are worse." in shown.text
+    assert f"{HOSTILE}, forward, eager: 1.30 times as long" in shown.text
+    none = page(record(row()), changes=Changes("old.json", 0, []))
+    assert "Nothing that has a time in old.json was measured." in none.text
+    assert "Compared with" not in page(record(row())).text
 
 
 def test_cpu_and_incomplete_records_say_so(page):

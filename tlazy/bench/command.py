@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import tlazy
-from tlazy.bench import machine, peers, record, suites, tuning
+from tlazy.bench import machine, peers, suites, tuning
 from tlazy.bench.measuring import DeviceLost, Settings, identities, measure
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, ConvTranspose1d, Linear
@@ -24,6 +24,8 @@ from tlazy.bench.stopping import Stopped, stoppable
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 from tlazy.outputs import check_writable
+from tlazy.report.earlier import Changes, changes, check_same_device, common
+from tlazy.report.record import load
 from tlazy_kernels.reference import ACTIVATIONS
 from tlazy_kernels.roofline import Precision
 
@@ -92,10 +94,10 @@ def plan(options: Options) -> Plan:
     settings = Settings(device, peers=names, deadline=deadline, visits=VISITS)
     old = None
     if options.compare is not None:
-        old = record.load(options.compare)
-        record.check_same_device(old["machine"], machine.machine(device))
+        old = load(options.compare)
+        check_same_device(old["machine"], machine.machine(device))
         asked = identities(problems, settings)
-        if not record.common(old, asked):
+        if not common(old, asked):
             raise UserError(
                 f"--compare {options.compare} has a time for none of the {len(asked)} measurements "
                 f"asked for; it was made by: {old['command']}"
@@ -134,21 +136,18 @@ def _bench(options: Options, checked: Plan, command: str) -> int:
     if lost:
         print(f"tlazy bench: {ended}", file=sys.stderr)
     table.show(result.content)
+    compared = None
+    if checked.old is not None:
+        compared = changes(checked.old, result.content, str(options.compare))
+        table.show_changes(compared)
     try:
-        _write_html(options.html, result.content)
+        _write_html(options.html, result.content, compared)
     finally:
         if ended is not None and not lost:
             raise ended
-    if checked.old is None:
-        return int(lost)
-    common = record.common(checked.old, result.rows)
-    if not common:
-        raise UserError(
-            f"nothing was compared: nothing that has a time in {options.compare} was measured"
-        )
-    flagged = record.compare(checked.old, result.content)
-    table.show_flagged(flagged, len(common), options.compare)
-    return int(lost or bool(flagged))
+    if compared is not None and not compared.compared:
+        raise UserError(f"nothing was compared: {compared.summary}")
+    return int(lost or bool(compared and compared.worse))
 
 
 def _measure(checked: Plan, result: Record) -> Stopped | UserError | DeviceLost | None:
@@ -343,12 +342,12 @@ def slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
-def _write_html(path: Path | None, content: dict[str, Any]) -> None:
+def _write_html(path: Path | None, content: dict[str, Any], compared: Changes | None) -> None:
     if path is None:
         return
     from tlazy.report import write_html
 
-    write_html(content, path)
+    write_html(content, path, compared)
     print(f"report written to {path}")
 
 

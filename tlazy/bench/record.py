@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,7 @@ from tlazy.bench.operations import Pass
 from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 from tlazy.files import replacing
-from tlazy.report.record import FORMAT, KEY, NOT_MEASURED, load
-
-# Spreads that do not overlap are told apart; so is a change of less than this not worth a line.
-SLOWER_BY = 1.05
+from tlazy.report.record import FORMAT, key, load
 
 Row = dict[str, Any]
 
@@ -123,51 +120,6 @@ def identity(problem: Problem, which: Pass, peer: str) -> Row:
         "layout": operation.layout,
         "peer": peer,
     }
-
-
-def key(row: Mapping[str, Any]) -> str:
-    """What the row measures, as text."""
-    return json.dumps([row[name] for name in KEY], sort_keys=True)
-
-
-def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
-    """The rows of `new` that are worse than `old`'s: slower beyond the spread, or not ok any more.
-
-    A row is slower where the spreads (20% to 80% quantiles) do not overlap and the median grew by
-    more than 5%. Each flagged row has ``"was_us"`` (old median) and ``"why"`` beside its own keys.
-
-    Raises:
-        UserError: for records of different devices, which say nothing about each other.
-    """
-    check_same_device(old["machine"], new["machine"])
-    flagged = []
-    for was, row in common(old, new["rows"]):
-        if row["status"] != "ok":
-            why = f"was ok, is {row['status']}: {row['note']}"
-        elif row["q20_us"] > was["q80_us"] and row["median_us"] > SLOWER_BY * was["median_us"]:
-            why = f"{row['median_us'] / was['median_us']:.2f} times as long"
-        else:
-            continue
-        flagged.append({**row, "was_us": was["median_us"], "why": why})
-    return flagged
-
-
-def common(
-    old: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
-) -> list[tuple[Row, Mapping[str, Any]]]:
-    """Those of `rows` whose thing has a time in `old`, each after the old row of it.
-
-    A row that the run ended before says nothing, and is none of them.
-    """
-    before = {key(row): row for row in old["rows"] if row["status"] == "ok"}
-    said = (row for row in rows if row.get("status") != NOT_MEASURED)
-    return [(before[key(row)], row) for row in said if key(row) in before]
-
-
-def check_same_device(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise UserError unless two records' ``"machine"`` have the same device."""
-    if old["device"] != new["device"]:
-        raise UserError(f"records of different devices: {old['device']} and {new['device']}")
 
 
 def finite(value: float | None) -> float | None:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.table import Table
 from tlazy.bench.operations import Pass
 from tlazy.bench.suites import BUILDERS, SINGLE, Problem
 from tlazy.report import comparison, units
+from tlazy.report.earlier import Changes
 
 PASS_IN_WORDS: Mapping[Pass, str] = {
     "forward": "forward pass",
@@ -68,11 +68,11 @@ def show(content: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def show_flagged(flagged: Sequence[Mapping[str, Any]], common: int, old: Path | None) -> None:
-    """Print a line for each row that became worse, of those in `common` with the old record."""
-    for row in flagged:
-        print(f"worse than in {old}: {row['problem']}, {row['pass']}, {row['peer']}: {row['why']}")
-    print(f"{len(flagged)} of {common} measurements that {old} has too are worse")
+def show_changes(changes: Changes) -> None:
+    """Print a line for each row that became worse, and one of all."""
+    for worse in changes.worse:
+        print(f"worse than in {changes.earlier}: {worse}")
+    print(changes.summary)
 
 
 def _add_problem(table: Table, problem: comparison.Problem) -> None:

@@ -15,6 +15,7 @@ from tlazy.files import replacing
 from tlazy.report import table, units
 from tlazy.report.axis import ratio_axis, ratio_ticks
 from tlazy.report.comparison import Problem, peer_names, problems, scores
+from tlazy.report.earlier import Changes
 from tlazy.report.record import NOT_MEASURED, check, start, tests_ended
 from tlazy.report.roofline import Roof, Roofline, roofline
 from tlazy_kernels.roofline import datasheet
@@ -25,13 +26,18 @@ LABEL_HEIGHT = 14
 FILTERS = ("suite", "op", "dtype", "pass", "peer", "status")
 
 
-def write_html(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def write_html(
+    record: Mapping[str, Any], path: str | os.PathLike[str], changes: Changes | None = None
+) -> None:
     """Write `record`, as `tlazy bench --json` gives it, as one self-contained page to `path`.
+
+    Args:
+        changes: since an earlier record, for a section of their own.
 
     Raises:
         UserError: where the record is malformed, `path` cannot be written, or jinja2 is missing.
     """
-    text = render(check(record))
+    text = render(check(record), changes)
     try:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -39,7 +45,7 @@ def write_html(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         raise UserError(f"cannot write {Path(path)}: {error.strerror or error}") from error
 
 
-def render(record: Mapping[str, Any]) -> str:
+def render(record: Mapping[str, Any], changes: Changes | None = None) -> str:
     """The page's HTML."""
     try:
         import jinja2
@@ -53,6 +59,7 @@ def render(record: Mapping[str, Any]) -> str:
     script = _resource("page.js")
     return environment.from_string(_resource("page.html.j2")).render(
         **_view(record),
+        changes=changes,
         style=markupsafe.Markup(_resource("page.css")),
         script=markupsafe.Markup(script),
         # A name that got past the escaping still could not run as a script.

@@ -56,6 +56,11 @@ def check(record: Any, source: str | os.PathLike[str] = "the record") -> dict[st
         raise UserError(f"{os.fspath(source)}: {error}") from None
 
 
+def key(row: Mapping[str, Any]) -> str:
+    """What the row measures, as text."""
+    return json.dumps([row[name] for name in KEY], sort_keys=True)
+
+
 def start(record: Mapping[str, Any]) -> datetime:
     """When the record was begun, in UTC."""
     # Python 3.10 does not read the "Z".
