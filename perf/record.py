@@ -50,9 +50,10 @@ from tlazy.bench.measuring import (
     measure,
 )
 from tlazy.bench.peers import default_peers
+from tlazy.bench.problems import Problem
 from tlazy.bench.record import Record, Row
 from tlazy.bench.stopping import Stopped, stoppable
-from tlazy.bench.suites import SUITES, Problem
+from tlazy.bench.suites import SUITES
 from tlazy.errors import UserError, one_line
 from tlazy.files import remove_temporaries
 from tlazy.outputs import check_writable
@@ -303,8 +304,8 @@ def _measure(path: str, device: str, suites: Sequence[str], deadline: float) -> 
     """In a worker: measure what the record does not hold yet."""
     where = torch.device(device)
 
-    def notify(problem: Problem, which: str) -> None:
-        print(f"{problem.suite}: {problem.name}, {which}", flush=True)
+    def notify(problem: Problem, which: str, peer: str | None) -> None:
+        print(f"{problem.suite}: {problem.name}, {which}, {peer or 'inputs'}", flush=True)
 
     settings = Settings(where, visits=VISITS, deadline=deadline, notify=notify)
     try:

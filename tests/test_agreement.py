@@ -9,7 +9,8 @@ import torch
 from perf import agreement
 from tlazy.bench.measuring import Settings
 from tlazy.bench.operations import Linear
-from tlazy.bench.suites import SUITES, Problem
+from tlazy.bench.problems import Problem
+from tlazy.bench.suites import SUITES
 
 CPU = torch.device("cpu")
 

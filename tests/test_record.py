@@ -23,8 +23,8 @@ from tlazy import report
 from tlazy.bench import correctness, suites
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.operations import Linear
+from tlazy.bench.problems import Problem
 from tlazy.bench.record import Record
-from tlazy.bench.suites import Problem
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -91,10 +91,10 @@ def start(out, env):
 def stopped_in_its_second_problem(out, env):
     """What the recorder prints after SIGTERM."""
     process = start(out, env)
-    measured = 0
+    begun = 0
     for line in process.stdout:
-        measured += line.startswith("goals: ")
-        if measured == 2:
+        begun += line.startswith("goals: ") and line.endswith(", inputs\n")
+        if begun == 2:
             break
     process.send_signal(signal.SIGTERM)
     said, complained = process.communicate(timeout=60)
@@ -133,7 +133,7 @@ def test_networks_are_computed_with_torch_and_triton_alone(tmp_path):
         "import perf, torch\n"  # finds the kernels where they are not installed
         "from tlazy.bench.measuring import compute_once\n"
         "from tlazy.bench.networks import Network\n"
-        "from tlazy.bench.suites import Problem\n"
+        "from tlazy.bench.problems import Problem\n"
         "problem = Problem('models', 'fcn', Network('fcn', 2, 1, 32), torch.float32)\n"
         "compute_once(problem, 'full', 'tlazy', torch.device('cpu'))\n"
     )

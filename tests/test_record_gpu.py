@@ -18,7 +18,8 @@ from tlazy.bench import tuning
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.measuring import TRIED
 from tlazy.bench.operations import Linear
-from tlazy.bench.suites import SUITES, Problem
+from tlazy.bench.problems import Problem
+from tlazy.bench.suites import SUITES
 from tlazy_kernels import linear
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.environment import INTERPRETED

@@ -74,8 +74,9 @@ def test_peers_stand_side_by_side_and_the_first_line_says_what_is_measured(here,
     assert record["machine"]["kind"] == "cpu"
     assert record["machine"]["device"] in out
     assert progress == [
-        f"measuring {n} of {2 * command.VISITS}: linear 32,16,24, {which}"
+        f"measuring {n} of {2 * command.VISITS}: linear 32,16,24, {which}, {step}"
         for n, which in enumerate(["forward pass", "forward and backward pass"] * command.VISITS, 1)
+        for step in ("inputs", "tlazy", "eager")
     ]
     assert {(row["peer"], row["pass"]) for row in record["rows"]} == {
         (peer, which) for peer in ("tlazy", "eager") for which in ("forward", "full")
@@ -96,7 +97,7 @@ def test_options_choose_dtype_pass_activation_layout_and_peers(here, capsys):
 def test_a_suite_can_be_limited_to_an_operation_and_in_time(here, capsys):
     arguments = ["conv_transpose1d", "--suite", "kernelbench", "--minutes", "5", "--device", "cpu"]
     assert cli.main(["bench", *arguments, "--json", "record.json"]) == 0
-    named = r"measuring 1 of \d+: conv_transpose1d [\d,]+.* \(KernelBench 1/64\), forward pass\n"
+    named = r"measuring 1 of \d+: conv_transpose1d [\d,]+.* \(KernelBench 1/64\), forward pass, inputs"
     assert re.match(named, capsys.readouterr().err)
     rows = report.load("record.json")["rows"]
     assert [row["problem"] for row in rows[::2]] == [f"KernelBench 1/{n}" for n in (64, 74, 79)]

@@ -20,7 +20,7 @@ from tlazy.bench import correctness
 from tlazy.bench.measuring import input_set
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import Conv1d, Draw, Linear
-from tlazy.bench.suites import Problem
+from tlazy.bench.problems import Problem
 from tlazy.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,9 +20,9 @@ from tlazy import report
 from tlazy.bench import measuring, peers, timing
 from tlazy.bench.machine import Ceilings, measure_ceilings
 from tlazy.bench.measuring import DeviceLost, Settings, measure
-from tlazy.bench.operations import Conv1d, Linear, Unsupported
+from tlazy.bench.operations import Conv1d, Linear, Unsupported, depthwise
+from tlazy.bench.problems import SINGLE, Problem
 from tlazy.bench.record import Record
-from tlazy.bench.suites import SINGLE, Problem, depthwise
 from tlazy.bench.timing import DeviceTimer, FirstCallTimer, HostTimer, own_stream, summarize
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")

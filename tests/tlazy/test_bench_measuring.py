@@ -20,9 +20,9 @@ from tlazy.bench import correctness, measuring, peers
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.measuring import Settings, measure
 from tlazy.bench.networks import Network
-from tlazy.bench.operations import Conv1d, Unsupported
+from tlazy.bench.operations import Conv1d, Unsupported, depthwise
+from tlazy.bench.problems import Problem
 from tlazy.bench.record import Record
-from tlazy.bench.suites import Problem, depthwise
 from tlazy.bench.timing import FirstCallTimer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,9 +117,10 @@ def test_a_second_visit_comes_after_all_other_problems_and_widens_the_spread():
         problem,
         timer=Drifting([100, 100, 100, 100, 130, 130, 100, 100]),
         visits=2,
-        notify=lambda problem, which: seen.append(which),
+        notify=lambda problem, which, peer: seen.append((which, peer)),
     )
-    assert seen == ["forward", "full"] * 2
+    steps = (None, "tlazy", "eager")
+    assert seen == [(which, peer) for which in ("forward", "full") for peer in steps] * 2
     for row in record.rows:
         assert row["samples"] == 40
         assert (row["q20_us"], row["q80_us"]) == pytest.approx(
@@ -142,10 +143,10 @@ def test_visits_share_the_samples_of_one(monkeypatch):
 
 
 def test_what_is_wrong_at_the_second_visit_loses_its_time(monkeypatch):
-    def again(problem, which):
-        if seen:
+    def again(problem, which, peer):
+        if len(seen) == 3:
             monkeypatch.setattr(tlazy.nn.functional, "linear", wrong_by_a_percent)
-        seen.append(which)
+        seen.append(peer)
 
     seen = []
     record = measured(small_linear(passes=("forward",)), visits=2, notify=again)
@@ -155,10 +156,10 @@ def test_what_is_wrong_at_the_second_visit_loses_its_time(monkeypatch):
 
 
 def test_inputs_or_a_reference_that_fail_at_the_second_visit_leave_what_was_measured(monkeypatch):
-    def again(problem, which):
-        if seen:
+    def again(problem, which, peer):
+        if len(seen) == 3:
             monkeypatch.setattr(correctness, "expected", failing)
-        seen.append(which)
+        seen.append(peer)
 
     def failing(*_):
         raise torch.OutOfMemoryError("somebody else's memory")
@@ -166,7 +167,7 @@ def test_inputs_or_a_reference_that_fail_at_the_second_visit_leave_what_was_meas
     seen = []
     once = measured(small_linear(passes=("forward",)))
     twice = measured(small_linear(passes=("forward",)), visits=2, notify=again)
-    assert seen == ["forward"] * 2
+    assert seen == [None, "tlazy", "eager", None]
     for row, first in zip(twice.rows, once.rows, strict=True):
         assert (row["status"], row["samples"]) == ("ok", first["samples"] / 2)
 

@@ -9,7 +9,7 @@ import tlazy.nn.functional
 from tests.tlazy.benchmarks import OPERATIONS, draw, identity
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import Conv1d, ConvTranspose1d, Linear
-from tlazy.bench.suites import parse_shape
+from tlazy.bench.shapes import parse_shape
 from tlazy.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -25,10 +25,10 @@ def test_a_record_goes_on_where_it_stopped(tmp_path):
         CPU,
         peers=("tlazy", "eager"),
         timer=SteadyTimer(),
-        notify=lambda p, which: seen.append(which),
+        notify=lambda problem, which, peer: seen.append((which, peer)),
     )
     assert measure([small_linear()], again, settings)
-    assert seen == ["full"]
+    assert seen == [("full", None), ("full", "tlazy"), ("full", "eager")]
     assert again.rows[:2] == first.rows
 
 

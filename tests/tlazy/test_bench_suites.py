@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.tlazy.benchmarks import SteadyTimer, measured, small_linear
-from tlazy.bench import suites
+from tlazy.bench import shapes, suites
 from tlazy.bench.machine import Ceilings, float32
+from tlazy.bench.problems import SMALL_FLOPS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -16,7 +17,7 @@ def test_problems_of_a_suite_have_names_of_their_own_and_possible_shapes(name):
     assert len({problem.name for problem in problems}) == len(problems)
     for problem in problems:
         assert problem.suite == name
-        suites.check(problem.operation, problem.name)
+        shapes.check(problem.operation, problem.name)
 
 
 def test_the_goals_ask_level_1_of_kernelbench_for_float32s_full_accuracy():
@@ -49,8 +50,8 @@ def test_a_small_suite_has_the_same_problems_at_sizes_for_a_laptop(name):
         small = problem.small().operation
         assert small.op == problem.operation.op
         cost = small.cost(torch.float32, "forward")
-        assert cost.flops <= 2 * suites.SMALL_FLOPS or small.halved() is None
-        suites.check(small, problem.name)
+        assert cost.flops <= 2 * SMALL_FLOPS or small.halved() is None
+        shapes.check(small, problem.name)
 
 
 @pytest.mark.parametrize(

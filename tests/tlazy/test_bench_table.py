@@ -10,8 +10,11 @@ from rich.console import Console
 from tests.bench_record import record, row
 from tlazy.bench import table
 from tlazy.bench.operations import Conv1d
+from tlazy.bench.problems import SINGLE, Problem
+from tlazy.bench.progress import progress
 from tlazy.bench.record import identity
-from tlazy.bench.suites import SINGLE, SUITES, Problem, parse_shape
+from tlazy.bench.shapes import parse_shape
+from tlazy.bench.suites import SUITES
 
 MANY_OUTPUTS = Problem(SINGLE, "several outputs of a channel", Conv1d(2, 8, 50, 16, 4, groups=8))
 EVERY = [problem for suite in SUITES.values() for problem in suite()] + [MANY_OUTPUTS]
@@ -31,8 +34,8 @@ def shown(*rows):
 
 @pytest.mark.parametrize("problem", EVERY, ids=lambda problem: f"{problem.suite} {problem.name}")
 def test_sizes_are_printed_as_the_command_takes_them(problem, capsys):
-    with table.progress([problem]) as notify:
-        notify(problem, "forward")
+    with progress([problem]) as notify:
+        notify(problem, "forward", None)
     _, _, told = capsys.readouterr().err.partition(": ")
     lines = [text for text, _ in shown(row() | identity(problem, "forward", "tlazy"))]
     assert lines[0] == problem.name

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tlazy.bench import correctness, machine, measuring, tuning
-from tlazy.bench.operations import Conv1d, Linear
-from tlazy.bench.suites import Problem, depthwise
+from tlazy.bench.operations import Conv1d, Linear, depthwise
+from tlazy.bench.problems import Problem
 from tlazy.errors import UserError
 from tlazy_kernels import launch, linear, tuned
 from tlazy_kernels.configs import TileConfig

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 import tlazy
-from tlazy.bench import machine, peers, suites, tuning
+from tlazy.bench import machine, peers, shapes, suites, tuning
 from tlazy.bench.measuring import DeviceLost, Settings, identities, measure
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, ConvTranspose1d, Linear
+from tlazy.bench.problems import SINGLE, Problem
 from tlazy.bench.record import Record
 from tlazy.bench.stopping import Stopped, stoppable
-from tlazy.bench.suites import Problem
 from tlazy.errors import UserError
 from tlazy.outputs import check_writable
 from tlazy.report.earlier import Changes, changes, check_same_device, common
@@ -152,10 +152,10 @@ def _bench(options: Options, checked: Plan, command: str) -> int:
 
 def _measure(checked: Plan, result: Record) -> Stopped | UserError | DeviceLost | None:
     """Measure into the record; what ended that early, if anything."""
-    from tlazy.bench import table
+    from tlazy.bench.progress import progress
 
     try:
-        with table.progress(checked.problems, checked.settings.visits) as notify:
+        with progress(checked.problems, checked.settings.visits) as notify:
             settings = dataclasses.replace(checked.settings, notify=notify)
             if measure(checked.problems, result, settings):
                 result.finish()
@@ -196,7 +196,7 @@ def _fitted(problems: Iterable[Problem], device: torch.device) -> list[Problem]:
 
 def _check_choices(options: Options) -> None:
     for option, value, choices in (
-        ("OP", options.op, tuple(suites.BUILDERS)),
+        ("OP", options.op, tuple(shapes.BUILDERS)),
         ("--suite", options.suite, tuple(suites.SUITES)),
         ("--dtype", options.dtype, tuple(DTYPES)),
         ("--pass", options.passes, PASSES),
@@ -234,14 +234,14 @@ def _suite_of(op: str | None) -> str:
 
 def _one_problem(options: Options, device: torch.device, dtype: torch.dtype | None) -> Problem:
     if options.op is None:
-        raise UserError(f"--shape needs an operation: one of {', '.join(suites.BUILDERS)}")
+        raise UserError(f"--shape needs an operation: one of {', '.join(shapes.BUILDERS)}")
     if options.suite is not None:
         raise UserError("--suite and --shape exclude each other")
-    operation = suites.parse_shape(options.op, options.shape or "")
+    operation = shapes.parse_shape(options.op, options.shape or "")
     if dtype is None:
         networks_and_cpus = operation.op == "model" or device.type == "cpu"
         dtype = torch.float32 if networks_and_cpus else torch.bfloat16
-    return Problem(suites.SINGLE, f"{operation.op} {options.shape}", operation, dtype)
+    return Problem(SINGLE, f"{operation.op} {options.shape}", operation, dtype)
 
 
 def _check_memory(problem: Problem, device: torch.device) -> None:

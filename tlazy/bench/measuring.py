@@ -15,8 +15,8 @@ from torch import Tensor
 from tlazy.bench import correctness, machine
 from tlazy.bench.operations import Draw, Operation, Pass, Unsupported, bytes_held
 from tlazy.bench.peers import PEERS, Implementation, default_peers
+from tlazy.bench.problems import Problem
 from tlazy.bench.record import Record, Row, finite, identity
-from tlazy.bench.suites import Problem
 from tlazy.bench.timing import (
     Call,
     FirstCallTimer,
@@ -55,6 +55,10 @@ TIMES = ("median_us", "q20_us", "q80_us", "tflops", "gbps", "floor_fraction")
 InputSet = tuple[list[Tensor], Tensor]
 
 
+# Of a problem and a pass, the peer that is tried next; None for their inputs, which come first.
+Notify = Callable[[Problem, Pass, str | None], object]
+
+
 class DeviceLost(RuntimeError):
     """The device fails every further call of this process."""
 
@@ -73,7 +77,7 @@ class Settings:
             lie in memory, so shows in the spread of one run.
         deadline: on ``time.monotonic``'s scale; no group starts after it.
         timer: None for the device's own.
-        notify: told of each (problem, pass) before it starts.
+        notify: told of each step before it begins.
     """
 
     device: torch.device
@@ -83,7 +87,7 @@ class Settings:
     visits: int = 1
     deadline: float = float("inf")
     timer: Timer | None = None
-    notify: Callable[[Problem, Pass], None] = lambda problem, which: None
+    notify: Notify = lambda problem, which, peer: None
 
 
 def identities(problems: Iterable[Problem], settings: Settings) -> list[Row]:
@@ -118,7 +122,7 @@ def measure(problems: Iterable[Problem], record: Record, settings: Settings) -> 
                 continue
             if time.monotonic() > settings.deadline:
                 return False
-            settings.notify(problem, which)
+            settings.notify(problem, which, None)
             if not group.measure():
                 return False
             groups.append(group)
@@ -126,7 +130,7 @@ def measure(problems: Iterable[Problem], record: Record, settings: Settings) -> 
         for group in groups:
             if time.monotonic() > settings.deadline:
                 return True
-            settings.notify(group.problem, group.which)
+            settings.notify(group.problem, group.which, None)
             group.measure_again()
     return True
 
@@ -278,6 +282,7 @@ class _Group:
     ) -> _Contender | None:
         """Build and check the row's peer; None, and a row that says why, where it has no time."""
         self._announce([row])
+        self.settings.notify(self.problem, self.which, row["peer"])
         try:
             with torch.set_grad_enabled(self.gradients):
                 built = PEERS[row["peer"]](self.problem.operation, sets[0][0][0])

@@ -263,6 +263,21 @@ class Conv1d(Operation):
         return tensor.numel()
 
 
+def depthwise(
+    batch: int,
+    channels: int,
+    length: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: int | str = "causal",
+    dilation: int = 1,
+    bias: bool = True,
+) -> Conv1d:
+    """A convolution of each channel by itself; causal unless told otherwise."""
+    sizes = (batch, channels, length, channels, kernel_size, stride, padding, dilation, channels)
+    return Conv1d(*sizes, bias=bias)
+
+
 @dataclass(frozen=True)
 class ConvTranspose1d(Operation):
     """``act(conv_transpose1d(x, weight) + bias)`` for x of shape (batch, in_channels, length)."""

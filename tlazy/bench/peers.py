@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tlazy
 from tlazy.bench.operations import Conv1d, ConvTranspose1d, Linear, Operation, Unsupported
-from tlazy.bench.suites import SINGLE, Problem
+from tlazy.bench.problems import SINGLE, Problem
 from tlazy.errors import UserError
 
 

@@ -14,7 +14,7 @@ import torch
 from tlazy.bench import machine
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.operations import Pass
-from tlazy.bench.suites import Problem
+from tlazy.bench.problems import Problem
 from tlazy.errors import UserError
 from tlazy.files import replacing
 from tlazy.report.record import FORMAT, key, load

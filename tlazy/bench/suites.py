@@ -1,169 +1,17 @@
-"""Named lists of problems, the most important first, and the reading of ``--shape``."""
+"""Named lists of problems, the most important first."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from tlazy.bench.chains import LinearChain
 from tlazy.bench.networks import Network
-from tlazy.bench.operations import Conv1d, ConvTranspose1d, Draw, Linear, Operation, Pass
-from tlazy.errors import UserError
-from tlazy.models import MODELS
-
-# A CPU gets through such a problem in some milliseconds.
-SMALL_FLOPS = 2**27
-SMALL_BYTES = 2**23
-
-
-# Of a call: the device's work; what the host needs to queue it, without and with a graph for the
-# backward pass; or all of the first call at a length of input that was never seen before.
-Timed = Literal["device", "host", "host with grad", "new length"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An operation with a name, in a dtype, the passes to measure, and what of them is timed.
-
-    Attributes:
-        exact: whether float32 keeps its full accuracy, where PyTorch's switches would let it go.
-    """
-
-    suite: str
-    name: str
-    operation: Operation
-    dtype: torch.dtype = torch.bfloat16
-    passes: tuple[Pass, ...] = ("forward", "full")
-    timed: Timed = "device"
-    exact: bool = False
-
-    def small(self) -> Problem:
-        """The same problem with its sizes halved until a CPU measures it in milliseconds."""
-        operation: Operation = self.operation
-        while True:
-            cost = operation.cost(torch.float32, "forward")
-            smaller = operation.halved()
-            if smaller is None or (cost.flops <= SMALL_FLOPS and cost.bytes <= SMALL_BYTES):
-                return dataclasses.replace(self, operation=operation)
-            operation = smaller
-
-
-def depthwise(
-    batch: int,
-    channels: int,
-    length: int,
-    kernel_size: int,
-    stride: int = 1,
-    padding: int | str = "causal",
-    dilation: int = 1,
-    bias: bool = True,
-) -> Conv1d:
-    """A convolution of each channel by itself; causal unless told otherwise."""
-    sizes = (batch, channels, length, channels, kernel_size, stride, padding, dilation, channels)
-    return Conv1d(*sizes, bias=bias)
-
-
-# In place of a suite's name, for the problem that `tlazy bench OP --shape` makes.
-SINGLE = "shape"
-# What it builds.
-BUILDERS: dict[str, Callable[..., Operation]] = {
-    "linear": Linear,
-    "conv1d": Conv1d,
-    "depthwise": depthwise,
-    "conv_transpose1d": ConvTranspose1d,
-    "model": Network,
-}
-
-
-def parse_shape(op: str, text: str) -> Operation:
-    """The operation that ``--shape`` describes: values in order, then ``name=value``.
-
-    Raises:
-        UserError: for sizes that are missing, unknown, of the wrong kind, or that do not fit.
-
-    >>> parse_shape("linear", "512,1024,256,bias=false")
-    Linear(m=512, n=1024, k=256, bias=False, activation=None)
-    """
-    builder = BUILDERS[op]
-    hidden: frozenset[str] = getattr(builder, "beside_shape", frozenset())
-    signature = inspect.signature(builder)
-    shown = [p for p in signature.parameters.values() if p.name not in hidden]
-    wanted = ",".join(
-        p.name if p.default is p.empty else f"[{p.name}={p.default}]".lower() for p in shown
-    )
-    positional: list[Any] = []
-    named: dict[str, Any] = {}
-    for part in text.split(","):
-        name, equals, value = part.strip().partition("=")
-        if name in named:
-            raise UserError(f"--shape {text}: {name} is given twice")
-        if equals:
-            named[name] = _value(value)
-        else:
-            positional.append(_value(name))
-    try:
-        bound = inspect.Signature(shown).bind(*positional, **named).arguments
-    except TypeError as error:
-        raise UserError(f"--shape {text}: {error}; {op} takes {wanted}") from None
-    for parameter in shown:
-        _check_value(text, parameter, bound.get(parameter.name, parameter.default))
-    operation = builder(**bound)
-    check(operation, f"--shape {text}")
-    return operation
-
-
-def check(operation: Operation, what: str) -> None:
-    """Raise UserError, calling the operation `what`, unless its sizes fit together."""
-    if isinstance(operation, Conv1d):
-        groups = operation.groups
-        for name in ("in_channels", "out_channels"):
-            if (channels := getattr(operation, name)) % groups:
-                raise UserError(
-                    f"{what}: {name} (={channels}) must be divisible by groups (={groups})"
-                )
-    try:
-        tensors = operation.tensors(Draw(torch.device("meta"), torch.float32))
-        y = operation.stock(*tensors)
-    except (RuntimeError, ValueError, ZeroDivisionError, OverflowError, TypeError) as error:
-        raise UserError(f"{what}: {error}") from None
-    if y.numel() == 0:
-        raise UserError(f"{what}: the output of shape {tuple(y.shape)} is empty")
-
-
-def _value(text: str) -> int | bool | str:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return int(text)
-    except ValueError:
-        return text.strip()
-
-
-def _check_value(text: str, parameter: inspect.Parameter, value: Any) -> None:
-    name = parameter.name
-    words: dict[str, tuple[str, ...]] = {
-        "padding": ("valid", "same", "causal"),
-        "model": tuple(MODELS),
-    }
-    if name == "bias":
-        sound, wanted = isinstance(value, bool), "true or false"
-    elif isinstance(value, str):
-        allowed = words.get(name, ()) if "str" in str(parameter.annotation) else ()
-        sound = value in allowed
-        wanted = f"one of {', '.join(allowed)}" if allowed else "a whole number"
-    else:
-        least = 0 if name == "padding" else 1
-        sound = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        wanted = f"a whole number of at least {least}"
-        if name == "model":
-            sound, wanted = False, f"one of {', '.join(MODELS)}"
-    if not sound:
-        raise UserError(f"--shape {text}: {name} must be {wanted}, got {value}")
+from tlazy.bench.operations import Conv1d, ConvTranspose1d, Linear, depthwise
+from tlazy.bench.problems import Problem, Timed
 
 
 def _goals() -> Iterator[Problem]:

@@ -1,11 +1,8 @@
-"""What ``tlazy bench`` shows: a line while it measures, a table of the peers side by side after."""
+"""What ``tlazy bench`` shows: a table of the peers side by side."""
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -13,38 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tlazy.bench.operations import Pass
-from tlazy.bench.suites import BUILDERS, SINGLE, Problem
+from tlazy.bench.shapes import as_typed
 from tlazy.report import comparison, units
 from tlazy.report.earlier import Changes
 
-PASS_IN_WORDS: Mapping[Pass, str] = {
-    "forward": "forward pass",
-    "backward": "backward pass",
-    "full": "forward and backward pass",
-}
 NARROW = 160
 ABOVE_FLOOR = "\nabove 100% of floor: data came from a cache, or a ceiling was measured too low"
 NUMBERS = ("median us", "20-80%", "TFLOP/s", "GB/s", "of floor", "peak", "error", "tlazy is")
-
-
-@contextmanager
-def progress(
-    problems: Sequence[Problem], visits: int = 1
-) -> Iterator[Callable[[Problem, Pass], None]]:
-    """Say what is being measured: in place on a terminal, a line for each problem elsewhere."""
-    console = Console(stderr=True)
-    total = visits * sum(len(problem.passes) for problem in problems)
-    numbers = iter(range(1, total + 1))
-
-    def line(problem: Problem, which: Pass) -> str:
-        return f"measuring {next(numbers, total)} of {total}: {_work(problem, which)}"
-
-    if console.is_terminal:
-        with console.status("starting") as status:
-            yield lambda problem, which: status.update(escape(line(problem, which)))
-        return
-    yield lambda problem, which: print(line(problem, which), file=sys.stderr, flush=True)
 
 
 def show(content: Mapping[str, Any], console: Console | None = None) -> None:
@@ -91,35 +63,11 @@ def _line(row: comparison.Row, duel: comparison.Duel | None) -> list[str]:
     return [escape(peer), *(_cells(row, duel) if row["status"] == "ok" else _refusal(row))]
 
 
-def _work(problem: Problem, which: Pass) -> str:
-    """The operation with its sizes, the pass and, of a suite, the problem's name."""
-    operation = problem.operation
-    name = "" if problem.suite == SINGLE else f" ({problem.name})"
-    return f"{_as_typed(operation.op, operation.shape())}{name}, {PASS_IN_WORDS[which]}"
-
-
-def _as_typed(op: str, shape: Mapping[str, Any]) -> str:
-    """``OP SIZES`` as ``tlazy bench OP --shape SIZES`` takes them; of a chain, its linear layer.
-
-    >>> _as_typed("linear", {"m": 8, "n": 4, "k": 2, "bias": True, "then": "add-relu"})
-    'linear 8,4,2'
-    """
-    sizes = {name: size for name, size in shape.items() if name != "then"}
-    if op == "depthwise" and sizes["in_channels"] == sizes["out_channels"]:
-        del sizes["out_channels"], sizes["groups"]
-    elif op == "depthwise":
-        op = "conv1d"  # a depthwise one has no option for several outputs of a channel
-    options = inspect.signature(BUILDERS[op]).parameters
-    while (name := next(reversed(sizes))) in options and options[name].default == sizes[name]:
-        del sizes[name]
-    return f"{op} {','.join(str(size).lower() for size in sizes.values())}"
-
-
 def _description(problem: comparison.Problem) -> list[str]:
     """The problem's name, its kind, and how to ask for its sizes."""
     then = problem.shape.get("then")
     kind = (problem.dtype, problem.pass_, problem.activation, problem.layout, then)
-    lines = (problem.name, " ".join(filter(None, kind)), _as_typed(problem.op, problem.shape))
+    lines = (problem.name, " ".join(filter(None, kind)), as_typed(problem.op, problem.shape))
     return [escape(line) for line in dict.fromkeys(lines)]
 
 

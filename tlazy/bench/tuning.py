@@ -27,7 +27,7 @@ from torch import Tensor
 from tlazy.bench import correctness, machine
 from tlazy.bench.measuring import TRIED, DeviceLost, InputSet, input_sets
 from tlazy.bench.operations import Conv1d, Draw, Linear, Operation, Pass, Unsupported
-from tlazy.bench.suites import Problem
+from tlazy.bench.problems import Problem
 from tlazy.bench.timing import Sampler, Timer, own_stream, settle_for, summarize, timer_for
 from tlazy.errors import UserError, reason
 from tlazy.files import replacing
