@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from perf.outcomes import STARTED, read
+from tlazy.errors import counted
 
 ROOT = Path(__file__).parent.parent
 # In order of importance; a file counts where it first appears.
@@ -59,6 +60,8 @@ FINISHED = (0, 1, 5)
 OUTCOMES = ("passed", "failed", "skipped")
 # Failed tests of a file that are told one by one.
 MOST_TOLD = 40
+# Failed tests that the summary names.
+MOST_NAMED = 3
 
 Summary = dict[str, Any]
 
@@ -87,7 +90,7 @@ def run(
     begin = time.monotonic()
     # Compiling takes most of the time, on the host: a third of it is left for who else compiles.
     at_once = max(1, 2 * (os.cpu_count() or 1) // 3)
-    before = before or {"finished": {}, "failed": {}, "seconds": 0.0}
+    before = before or nothing_yet(tests)
 
     def summary() -> Summary:
         return _summary(tests, every, before, time.monotonic() - begin)
@@ -115,6 +118,11 @@ def run(
                 file.end()
             note(summary())
         return summary()
+
+
+def nothing_yet(tests: Sequence[str]) -> Summary:
+    """What a record says before the first of its tests."""
+    return _summary(tests, [], {"finished": {}, "failed": {}, "seconds": 0.0}, 0.0)
 
 
 class _File:
@@ -196,6 +204,13 @@ def command(test: str, outcomes: Path) -> list[str]:
     return [sys.executable, "-m", "pytest", "-q", *options, f"--outcomes={outcomes}", test]
 
 
+def _first_of(failed: Mapping[str, Sequence[str]]) -> str:
+    """The names of the first failed tests, without their folders."""
+    lines = [line for found in failed.values() for line in found]
+    names = [line.partition(": ")[0].rpartition("/")[2] for line in lines[:MOST_NAMED]]
+    return ", ".join([*names, *(["..."] if len(lines) > MOST_NAMED else [])])
+
+
 def _summary(
     tests: Sequence[str], run: Sequence[_File], before: Mapping[str, Any], seconds: float
 ) -> Summary:
@@ -215,7 +230,9 @@ def _summary(
     said = ", ".join(f"{total[name]} {name}" for name in OUTCOMES if total[name])
     said = f"{said or 'nothing ran'} in {seconds:.0f} s"
     if unfinished:
-        said += f"; not finished: {', '.join(Path(test).name for test in unfinished)}"
+        said += f"; {counted(len(unfinished), 'file')} not finished"
+    if failed:
+        said += f"; failed: {_first_of(failed)}"
     return {
         "command": shlex.join(["pytest", *tests]),
         "exit_code": int(bool(total["failed"] or unfinished)),

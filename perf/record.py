@@ -8,9 +8,10 @@ tests (under ``"tests"``; meanwhile kernels are compiled for what follows), the 
 suites, all of it a second time while there is time, on a GPU the best tiles (``tiles.json`` beside
 it); then ``<date>.html``, pictures and a table on the terminal, where jinja2, matplotlib and rich
 are installed (elsewhere ``python -m perf.readme`` draws them later). It may be stopped at any
-point: what was measured is in the file and in those, and ``--resume`` goes on from there. All that
-touches the device runs in processes of their own, so that a kernel that loses it or hangs costs one
-measurement, or where it hangs a search for tiles, what is left of those.
+point: what was measured is in the file and in those, and ``--resume`` goes on in that very file,
+which is one of this command. All that touches the device runs in processes of their own, so that a
+kernel that loses it or hangs costs one measurement, or where it hangs a search for tiles, what is
+left of those.
 
 Exit codes: 0, also where the budget ended first; 2 for bad input; 130 and 143 where stopped.
 """
@@ -82,8 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it all, and return the exit code."""
     parser = Parser("perf.record", __doc__)
     parser.add_argument("--minutes", type=float, default=8.0, help="the whole budget (8)")
-    parser.add_argument("--out", type=Path, default=ROOT / "perf" / "results", help="folder")
-    parser.add_argument("--resume", type=Path, metavar="RECORD", help="go on with (a copy of) it")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, default=ROOT / "perf" / "results", help="folder")
+    where.add_argument("--resume", type=Path, metavar="RECORD", help="go on with it, in its place")
     try:
         options = parser.parse_args(arguments)
         with stoppable():
@@ -147,7 +149,7 @@ def begin_record(
             cannot be gone on with.
     """
     if resume is not None:
-        load(resume)
+        check_resumable(resume)
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         values = (out, device, command_line, resume, answer)
@@ -230,6 +232,15 @@ def search_tiles(path: Path, deadline: float, *, again: bool) -> None:
             return
 
 
+def check_resumable(path: Path) -> None:
+    """Raise UserError unless a record can be gone on with: one that this module has written."""
+    content = load(path)
+    if "finished" not in content.get("tests", {}):
+        made = content["command"]
+        raise UserError(f"--resume {path} is no record of python -m perf.record: {made} made it")
+    check_writable("--resume", path)
+
+
 def _begin(out: Path, device: str, command_line: str, resume: Path | None, answer: Path) -> int:
     """In a worker: make the record and write its path, or what is wrong, as the answer."""
     where = torch.device(device)
@@ -237,7 +248,7 @@ def _begin(out: Path, device: str, command_line: str, resume: Path | None, answe
         if resume is None:
             record = _new_record(out, where, command_line)
         else:
-            record = _resumed_record(out, where, resume)
+            record = _resumed_record(where, resume)
     except UserError as error:
         answer.write_text(json.dumps({"error": str(error)}))
         return BAD_INPUT
@@ -256,26 +267,22 @@ def _new_record(out: Path, device: torch.device, command_line: str) -> Record:
     path = _folder(out, device) / time.strftime("%Y-%m-%d-%H%M%S.json", time.gmtime())
     check_writable("--out", path)
     record = Record(command_line, device, machine.Ceilings(), path)
+    record.content["tests"] = kernel_tests.nothing_yet(kernel_tests.files())
     record.write()
     return record
 
 
-def _resumed_record(out: Path, device: torch.device, resume: Path) -> Record:
-    """The record `resume`, in the device's folder.
+def _resumed_record(device: torch.device, resume: Path) -> Record:
+    """The record `resume`, to go on with.
 
     Raises:
-        UserError: where it is of another device or other versions, or would replace another file.
+        UserError: where it is of another device or other versions.
     """
     record = Record.reopen(resume)
     check_same_device(record.content["machine"], machine.machine(device))
     before, now = record.content["versions"], machine.versions()
     if before != now:
         raise UserError(f"--resume {resume} was measured with {before}, not with {now}")
-    record.path = _folder(out, device) / resume.name
-    check_writable("--out", record.path)
-    if record.path.exists() and not record.path.samefile(resume):
-        raise UserError(f"--resume {resume}: {record.path} is there already")
-    record.write()
     return record
 
 

@@ -5,14 +5,22 @@ import json
 
 import pytest
 
+from perf import kernel_tests
 from perf import record as recording
 from tests.bench_record import record
+
+UNFINISHED = kernel_tests.nothing_yet(["test_made_up.py"])
 
 
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
         ("record", ["--minutes", "x"], "argument --minutes: invalid float value: 'x'"),
+        (
+            "record",
+            ["--out", "here", "--resume", "record.json"],
+            "argument --resume: not allowed with argument --out",
+        ),
         ("record", ["--nonsense"], "unrecognized arguments: --nonsense"),
         ("agreement", ["--suite", "nope"], "argument --suite: invalid choice: 'nope' "),
         ("readme", ["more"], "unrecognized arguments: more"),
@@ -26,11 +34,22 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(module, arguments, mes
     assert printed.out == ""
 
 
-def test_a_record_that_cannot_be_gone_on_with_leaves_no_folder(tmp_path, capsys):
-    """Not even where it is found out in the process that looks at the device."""
-    elsewhere = tmp_path / "record.json"
-    elsewhere.write_text(json.dumps(record(command="of another machine")))
-    arguments = ["--out", str(tmp_path / "new" / "deep"), "--resume", str(elsewhere)]
-    assert recording.main(arguments) == 2
-    assert list(tmp_path.iterdir()) == [elsewhere]
-    assert capsys.readouterr().err.startswith("perf.record: records of different devices: ")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (record(tests=UNFINISHED), "records of different devices: "),
+        (record(), "is no record of python -m perf.record: tlazy bench --suite goals made it"),
+    ],
+)
+def test_a_record_that_cannot_be_gone_on_with_stays_as_it_is(content, message, tmp_path, capsys):
+    """Also where it is found out in the process that looks at the device."""
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(content))
+    assert recording.main(["--resume", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("perf.record: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == [path]
+    assert json.loads(path.read_text()) == content

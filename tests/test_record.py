@@ -224,7 +224,11 @@ def test_a_test_that_dies_hangs_or_loses_the_gpu_costs_itself_only(path, write_t
     broken = write_tests("import nonsense\n", "test_broken.py")
     recording.run_tests(path, time.monotonic() + 200, [tests, broken])
     done = report.load(path)["tests"]
-    assert done["summary"].startswith("3 passed, 5 failed, 1 skipped in ")
+    assert re.fullmatch(
+        r"3 passed, 5 failed, 1 skipped in \d+ s; failed: test_made_up.py::test_wrong, "
+        r"test_made_up.py::test_dies, test_made_up.py::test_loses_it, \.\.\.",
+        done["summary"],
+    )
     ended = "hung or ended the process"
     assert [line.partition("::")[2] for line in done["failed"][tests]] == [
         "test_wrong: assert (1 + 1) == 3",
@@ -249,7 +253,7 @@ def test_tests_that_take_too_long_are_stopped(path, tmp_path, write_tests, monke
     recording.run_tests(path, 12.0, [slow])
     assert time.time() - began.stat().st_mtime < 8
     tests = report.load(path)["tests"]
-    assert tests["summary"] == "nothing ran in 12 s; not finished: test_made_up.py"
+    assert tests["summary"] == "nothing ran in 12 s; 1 file not finished"
     assert (tests["exit_code"], tests["in_time"]) == (1, False)
 
 
@@ -270,7 +274,8 @@ def test_what_became_of_tests_is_noted_as_it_comes_and_a_second_run_goes_on(path
         with pytest.raises(recording.Stopped):
             recording.kernel_tests.run(every, time.monotonic() + 200, note)
     stopped = noted[-1]
-    assert stopped["summary"].endswith("s; not finished: test_second.py")
+    named = "failed: test_failing.py::test_wrong"
+    assert stopped["summary"].endswith(f" s; 1 file not finished; {named}")
     assert stopped["finished"] == {
         first: {"passed": 1, "failed": 0, "skipped": 0},
         failing: {"passed": 0, "failed": 1, "skipped": 0},
@@ -283,7 +288,7 @@ def test_what_became_of_tests_is_noted_as_it_comes_and_a_second_run_goes_on(path
     write_tests(body.format(0), "test_second.py")
     recording.run_tests(path, time.monotonic() + 200, every)
     done = report.load(path)["tests"]
-    assert done["summary"].startswith("3 passed, 1 failed in ")
+    assert re.fullmatch(rf"3 passed, 1 failed in \d+ s; {named}", done["summary"])
     assert done["seconds"] > stopped["seconds"]
     assert list(done["failed"]) == [failing]
     assert [line.partition("::")[2] for line in done["failed"][failing]] == [
@@ -488,32 +493,35 @@ def resumed(tmp_path, monkeypatch):
     """Begins to go on with a record; gives what the worker answers."""
     monkeypatch.setattr(recording.machine, "measure_ceilings", lambda *args: Ceilings(1e9, {}))
 
-    def begin(out, path):
+    def begin(path):
         answer = tmp_path / "answer.json"
-        recording._begin(out, "cpu", "another command", path, answer)
+        recording._begin(tmp_path / "elsewhere", "cpu", "another command", path, answer)
         return json.loads(answer.read_text())
 
     return begin
 
 
-def test_a_record_is_gone_on_with_in_its_place_or_elsewhere(tmp_path, resumed):
+def test_a_record_is_gone_on_with_in_its_place(tmp_path, resumed):
     record = recording._new_record(tmp_path / "out", CPU, "the first command")
     record.content["ceilings"]["bandwidth"] = 2e9
     record.put(row("tlazy", 5.0))
-    assert resumed(tmp_path / "out", record.path) == {"path": str(record.path)}
-    assert report.load(record.path) == record.content
-    elsewhere = tmp_path / "elsewhere" / "cpu" / record.path.name
-    assert resumed(tmp_path / "elsewhere", record.path) == {"path": str(elsewhere)}
-    assert report.load(elsewhere) == record.content
-    found = resumed(tmp_path / "elsewhere", record.path)
-    assert found == {"error": f"--resume {record.path}: {elsewhere} is there already"}
-    before = elsewhere.read_text()
+    before = record.path.read_text()
+    assert resumed(record.path) == {"path": str(record.path)}
+    assert record.path.read_text() == before
     record.content["ceilings"]["bandwidth"] = None
     record.write()
-    assert resumed(tmp_path / "third", record.path)["path"]
-    (third,) = (tmp_path / "third" / "cpu").glob("*.json")
-    assert report.load(third)["ceilings"]["bandwidth"] == 1e9
-    assert elsewhere.read_text() == before
+    assert resumed(record.path) == {"path": str(record.path)}
+    assert report.load(record.path)["ceilings"]["bandwidth"] == 1e9
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_new_record_can_be_gone_on_with_before_any_test_has_run(tmp_path):
+    path = recording._new_record(tmp_path, CPU, "the first command").path
+    recording.check_resumable(path)
+    tests = report.load(path)["tests"]
+    count = len(recording.kernel_tests.files())
+    assert tests["summary"] == f"nothing ran in 0 s; {count} files not finished"
+    assert (tests["exit_code"], tests["in_time"]) == (1, False)
 
 
 @pytest.mark.parametrize(
@@ -530,8 +538,9 @@ def test_a_record_of_another_device_or_of_other_versions_is_refused(
     for part, values in changes.items():
         record.content[part] |= values
     record.write()
-    assert message in resumed(tmp_path / "elsewhere", record.path)["error"]
-    assert not list((tmp_path / "elsewhere").rglob("*.json"))
+    before = record.path.read_text()
+    assert message in resumed(record.path)["error"]
+    assert record.path.read_text() == before
 
 
 def test_the_kernel_tests_need_only_torch_triton_and_pytest(tmp_path):
