@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         if not 0 < options.seconds < float("inf"):
             raise UserError(f"--seconds must be positive and finite, got {options.seconds}")
+        command.check_tiles()
         problems = command.suite_problems(options.suite, device)
         settings = Settings(device, seconds=options.seconds, visits=command.VISITS)
         first, second = (run(problems, settings) for _ in range(2))

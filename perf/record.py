@@ -110,6 +110,7 @@ def record_all(minutes: float, out: Path, command_line: str, resume: Path | None
         raise UserError(f"--minutes must be positive and finite, got {minutes}")
     if importlib.util.find_spec("pytest") is None:
         raise UserError("the kernels' tests need pytest: pip install pytest")
+    command.check_tiles()
     begin = time.monotonic()
 
     def until(part: float) -> float:

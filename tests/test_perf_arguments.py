@@ -5,11 +5,26 @@ import json
 
 import pytest
 
-from perf import kernel_tests
+from perf import agreement, kernel_tests
 from perf import record as recording
 from tests.bench_record import record
 
 UNFINISHED = kernel_tests.nothing_yet(["test_made_up.py"])
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"), [(recording, ["--out", "results"]), (agreement, [])]
+)
+def test_a_table_of_tiles_that_is_not_there_is_one_line(
+    command, arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TLAZY_TILES", "nowhere.json")
+    assert command.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(": TLAZY_TILES names nowhere.json: No such file or directory\n")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

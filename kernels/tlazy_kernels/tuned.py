@@ -75,27 +75,39 @@ def asked() -> Iterator[list[str]]:
         _asked = None
 
 
+def check_named_tables() -> None:
+    """Raise ValueError where TLAZY_TILES names what is no table of tiles, for whatever device."""
+    for file in _named(os.environ.get(VARIABLE, "")):
+        _read(file)
+
+
+def _named(value: str) -> list[Path]:
+    return [Path(name) for name in value.split(os.pathsep) if name]
+
+
 @functools.cache
 def _tiles(device: str, more: str) -> Mapping[str, TileConfig]:
-    """Tiles by key of all tables for a device; those named later are looked at first."""
-    files = [*sorted(FOLDER.glob("*.json")), *map(Path, filter(None, more.split(os.pathsep)[::-1]))]
+    """Tiles by key of all tables for a device; those named first are looked at first."""
     tiles: dict[str, TileConfig] = {}
-    for file in files:
-        tiles |= _read(file, device)
+    for file in (*sorted(FOLDER.glob("*.json")), *reversed(_named(more))):
+        of, found = _read(file)
+        if of == device:
+            tiles |= found
     return tiles
 
 
-def _read(file: Path, device: str) -> dict[str, TileConfig]:
+def _read(file: Path) -> tuple[str, dict[str, TileConfig]]:
+    """A table's device, and its tiles by key."""
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-        if table["device"] != device:
-            return {}
-        return {
+        return table["device"], {
             entry["key"]: TileConfig(**entry["config"])
             for entry in table["entries"]
             if entry["config"] is not None
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise ValueError(f"{VARIABLE} names {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is not a table of tiles as tlazy bench --tune writes: {error!r}; "
             f"take it out of {VARIABLE}"

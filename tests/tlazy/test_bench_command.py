@@ -18,6 +18,7 @@ from tlazy import cli, report
 from tlazy.bench import command, measuring, record, timing
 from tlazy.errors import UserError
 from tlazy.report.earlier import Changes
+from tlazy_kernels import tuned
 
 ROOT = Path(__file__).parents[2]
 TINY = ("linear", "--shape", "32,16,24", "--device", "cpu")
@@ -220,6 +221,27 @@ def test_a_wrong_kernel_is_refused_in_the_table(here, capsys, monkeypatch):
 def test_a_wrong_option_is_refused_in_one_line(arguments, message, here, capsys):
     (here / "bad.json").write_text('{"format": 1}')
     assert re.search(message, refusal([*arguments], capsys, here))
+
+
+TABLE = '{"device": "x", "entries": [{"key": "k", "config": null}]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "tlazy: TLAZY_TILES names tiles.json: No such file or directory\n"),
+        ("[]", "tiles.json is not a table of tiles as tlazy bench --tune writes: "),
+        (TABLE.replace("null", '{"row": 1}'), "tiles.json is not a table of tiles "),
+    ],
+)
+def test_a_table_of_tiles_that_cannot_be_read_is_refused(text, message, here, capsys, monkeypatch):
+    (here / "good.json").write_text(TABLE)
+    if text is not None:
+        (here / "tiles.json").write_text(text)
+    monkeypatch.setenv(tuned.VARIABLE, "good.json:tiles.json")
+    assert message in refusal([*TINY], capsys, here)
+    monkeypatch.setenv(tuned.VARIABLE, "good.json")
+    assert command.plan(command.Options(op="linear")).problems
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

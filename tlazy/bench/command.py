@@ -26,6 +26,7 @@ from tlazy.errors import UserError
 from tlazy.outputs import check_writable
 from tlazy.report.earlier import Changes, changes, check_same_device, common
 from tlazy.report.record import load
+from tlazy_kernels import tuned
 from tlazy_kernels.reference import ACTIVATIONS
 from tlazy_kernels.roofline import Precision
 
@@ -77,6 +78,8 @@ def plan(options: Options) -> Plan:
     from tlazy.run import check_device, pick_device
 
     _check_choices(options)
+    if not options.tune:
+        check_tiles()
     if options.minutes is not None and not 0 < options.minutes < float("inf"):
         raise UserError(f"--minutes must be positive and finite, got {options.minutes}")
     if options.tune and not torch.cuda.is_available():
@@ -192,6 +195,14 @@ def in_dtype(
 def _fitted(problems: Iterable[Problem], device: torch.device) -> list[Problem]:
     """The problems at sizes for `device`."""
     return [problem.small() if device.type == "cpu" else problem for problem in problems]
+
+
+def check_tiles() -> None:
+    """Raise UserError where TLAZY_TILES names what is no table; a CPU would never look at it."""
+    try:
+        tuned.check_named_tables()
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_choices(options: Options) -> None:
