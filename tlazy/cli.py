@@ -387,3 +387,7 @@ def _show(predictions: Any, most: int) -> None:
             cells.append(Text(predictions.labels[i]))
         table.add_row(*cells)
     Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

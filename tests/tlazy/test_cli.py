@@ -525,3 +525,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(run, here):
 def test_an_option_that_is_given_twice_is_refused(second, capsys):
     assert cli.main(["bench", "linear", "--shape", "4,4,4", "--peer", "eager", *second]) == 2
     assert capsys.readouterr() == ("", "tlazy: '--peer' is given 2 times\n")
+
+
+@pytest.mark.parametrize("module", ["tlazy", "tlazy.cli"])
+def test_python_runs_the_command_by_either_name(module):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    command = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"tlazy {tlazy.__version__}\n")
