@@ -649,4 +649,17 @@ MUTANTS = [
         seen_by="ttsem",
         tested_by="precision",
     ),
+    Mutant(
+        "a gradient that is turned around cut off to tf32",
+        "epilogue",
+        "out = to_tf32(grad) if ROUNDED else grad",
+        "out = grad",
+        tested_by="tf32",
+    ),
+    Mutant(
+        "a gradient that is turned around written by the units of what is read",
+        "epilogue",
+        "stride_di, OUT_C_UNIT, OUT_L_UNIT)",
+        "stride_di, C_UNIT, L_UNIT)",
+    ),
 ]

@@ -22,6 +22,7 @@ from tlazy import ops
 from tlazy.dispatch import unnoticed
 from tlazy.ops import LIBRARY, Operator
 from tlazy_kernels import checks, layouts, reference
+from tlazy_kernels.layouts import FEW_CHANNELS
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
 
@@ -201,23 +202,29 @@ def _linear_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
 
 def _conv1d_setup(ctx: Any, inputs: Sequence, output: tuple[Tensor, Tensor | None]) -> None:
     x, weight, bias, *ctx.settings, activation, save, _ = inputs
-    ctx.input_length, ctx.kernel_size = x.shape[2], weight.shape[2]
+    ctx.input_length = x.shape[2]
+    _, ctx.group_channels, ctx.kernel_size = weight.shape
     ctx.channels_last = layouts.is_channels_last(x)
-    ctx.fused = weight.shape[1] == 1 and ctx.settings[-1] == "zeros"
     _forward_setup(ctx, x, weight, bias, activation, save, output)
 
 
 def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, saved = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
-    if ctx.fused and dy is not None and dz is None and not torch.is_grad_enabled():
+    *_, groups, padding_mode = ctx.settings
+    depthwise = ctx.group_channels == 1 and padding_mode == "zeros"
+    if depthwise and dy is not None and dz is None and not torch.is_grad_enabled():
         _check_saved(saved, ctx.activation)
         sizes = (ctx.input_length, ctx.kernel_size, *ctx.settings[:-1])
         tensors = (dy, saved, x, weight)
         run = _shortest(ops.depthwise_backward, *tensors)
         found = run(*tensors, *sizes, ctx.activation, needs, ctx.channels_last)
         return *(t if n else None for t, n in zip(found, needs, strict=True)), *(None,) * 8
-    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
+    products = needs_x or needs_weight
+    if ctx.kernel_size == 1 or ctx.group_channels <= FEW_CHANNELS:
+        products = False  # they read rows as they lie
+    tiles = (groups, 1) if products else None
+    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias, tiles)
     if g is None:
         return (None,) * 11
     grad_x = grad_weight = None
@@ -245,7 +252,9 @@ def _conv_transpose1d_backward(
 ) -> tuple[Tensor | None, ...]:
     x, weight, saved = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias)
+    stride, *_, groups, _ = ctx.settings
+    tiles = (groups, stride) if needs_x or needs_weight else None
+    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias, tiles)
     if g is None:
         return (None,) * 10
     if ctx.samples != g.shape[2]:
@@ -286,22 +295,32 @@ def _forward_setup(
 
 
 def _epilogue_backward(
-    dy: Tensor | None, dz: Tensor | None, saved: Tensor | None, activation: str | None, bias: bool
+    dy: Tensor | None,
+    dz: Tensor | None,
+    saved: Tensor | None,
+    activation: str | None,
+    bias: bool,
+    tiles: tuple[int, int] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the preactivation, shape (outer, channels, ...), and of the bias.
 
     `dz` is only there in a second derivative, where the pass must be differentiable itself: then
-    it is composed of ATen's operators, else it is one kernel.
+    it is composed of ATen's operators, else it is one kernel. Both products of a convolution read
+    the former in `tiles` of so many groups, with rows so many samples apart: where each would make
+    the same copy for that, this pass makes it.
     """
     if dy is None:
         return dz, None if dz is None or not bias else reference.sum_of_channels(dz)
     _check_saved(saved, activation)
-    if dz is None and activation is None and not bias:
+    composed = dz is not None or torch.is_grad_enabled()
+    lies = dy if activation is None or saved is None else saved
+    for_tiles = not composed and tiles is not None and layouts.copied_for_tiles(lies, *tiles)
+    if not (bias or for_tiles or dz is not None or activation is not None):
         return dy, None
-    if dz is None and not torch.is_grad_enabled():
+    if not composed:
         run = _shortest(ops.epilogue_backward, dy, saved)
-        g, grad_bias = run(dy, saved, activation, bias)
-        return dy if activation is None else g, grad_bias if bias else None
+        g, grad_bias = run(dy, saved, activation, bias, for_tiles)
+        return dy if activation is None and not for_tiles else g, grad_bias if bias else None
     g, _ = reference.epilogue_backward(dy, saved, activation, bias=False)
     g = dy if g is None else g
     g = g if dz is None else g + dz
@@ -376,15 +395,15 @@ def _conv1d_grad_weight_backward(ctx: Any, dd: Tensor) -> tuple[Tensor | None, .
 
 
 def _epilogue_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
-    grad, saved, ctx.activation, ctx.bias = inputs
+    grad, saved, ctx.activation, ctx.bias, ctx.for_tiles = inputs
     ctx.save_for_backward(grad, saved)
 
 
 def _epilogue_backward_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     def run(grad: Tensor, saved: Tensor | None) -> tuple[Tensor | None, ...]:
-        return reference.epilogue_backward(grad, saved, ctx.activation, bias=ctx.bias)
+        return reference.epilogue_backward(grad, saved, ctx.activation, ctx.bias, ctx.for_tiles)
 
-    return *_composed_backward(run, ctx.saved_tensors, grads), None, None
+    return *_composed_backward(run, ctx.saved_tensors, grads), None, None, None
 
 
 def _depthwise_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:

@@ -118,10 +118,12 @@ def _present(like: Tensor, found: Iterable[Tensor | None]) -> tuple[Tensor, ...]
 
 
 def _fake_epilogue_backward(
-    grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
+    grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool, for_tiles: bool
 ) -> tuple[Tensor, ...]:
     g = None
-    if saved is not None and activation is not None:
+    if for_tiles:
+        g = layouts.empty_like(grad.shape, grad, channels_last=True)
+    elif saved is not None and activation is not None:
         plane = grad.dim() == 2
         g = grad.new_empty(grad.shape) if plane else layouts.empty_like(grad.shape, saved)
     return _present(grad, (g, grad.new_empty(grad.shape[1]) if bias else None))
@@ -253,7 +255,7 @@ def _conv1d_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: A
 
 epilogue_backward = _register(
     "epilogue",
-    "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias)"
+    "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias, bool for_tiles)"
     " -> (Tensor g, Tensor grad_bias)",
     _fake_epilogue_backward,
 )

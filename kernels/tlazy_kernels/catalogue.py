@@ -97,6 +97,7 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from (case for case in first if "grad_input" not in case.name)
     yield _conv_transpose1d(dtype, (32, 256, 8192), (256, 128, 8), stride=4, activation="gelu")
     yield _epilogue(dtype, "gelu")
+    yield _epilogue(dtype, "gelu", length=32_759, for_tiles=True)
 
 
 def thorough_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -263,13 +264,15 @@ def _conv_transpose1d(
     )
 
 
-def _epilogue(dtype: torch.dtype, activation: str | None) -> Case:
-    shape = (32, 128, 32_760)
+def _epilogue(
+    dtype: torch.dtype, activation: str | None, length: int = 32_760, *, for_tiles: bool = False
+) -> Case:
+    shape = (32, 128, length)
     grad = _meta(*shape, dtype=dtype)
     saved = grad if activation else None
     return Case(
-        f"epilogue_backward {activation}",
-        lambda: epilogue.epilogue_backward(grad, saved, activation, bias=True),
+        f"epilogue_backward {activation}" + " for tiles odd" * for_tiles,
+        lambda: epilogue.epilogue_backward(grad, saved, activation, True, for_tiles),
         roofline.epilogue_backward(shape, dtype, activation=activation is not None),
     )
 

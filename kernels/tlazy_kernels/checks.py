@@ -70,10 +70,10 @@ def linear_grad_weight_shape(grad: Tensor, x: Tensor) -> tuple[int, int]:
 
 
 def epilogue_shape(
-    grad: Tensor, saved: Tensor | None, activation: str | None
+    grad: Tensor, saved: Tensor | None, activation: str | None, for_tiles: bool = False
 ) -> tuple[int, int, int]:
     """Shape (outer, channels, inner) of `grad`, the last 1 where it has two dimensions; `saved`
-    must have the same.
+    must have the same. What is `for_tiles` has three.
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit, or a missing `saved`.
@@ -90,6 +90,11 @@ def epilogue_shape(
         raise RuntimeError(
             f"epilogue_backward: activation={activation!r} needs a saved tensor of the output "
             f"gradient's shape {_shape(grad)}, got {found}"
+        )
+    if for_tiles and grad.dim() != 3:
+        raise RuntimeError(
+            "epilogue_backward: for_tiles needs an output gradient of 3 dimensions (N, C, L), got "
+            f"shape {_shape(grad)}"
         )
     same_kind("epilogue_backward", grad=grad, saved=saved)
     outer, channels, inner = (*grad.shape, 1)[:3]

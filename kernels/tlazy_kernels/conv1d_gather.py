@@ -19,9 +19,8 @@ from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig, dot_config
 from tlazy_kernels.conv1d_filters import packed
 from tlazy_kernels.conv1d_tiles import columns_of
-from tlazy_kernels.copies import LEAST_COPY
 from tlazy_kernels.launch import Buffer, Step, metadata
-from tlazy_kernels.layouts import UNIT_BYTES
+from tlazy_kernels.layouts import LEAST_COPY, UNIT_BYTES
 from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.targets import Target
 from tlazy_kernels.units import element, strides_of, units

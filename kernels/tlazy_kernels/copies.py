@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tlazy_kernels.launch import Buffer, Step, metadata
-from tlazy_kernels.layouts import UNIT_BYTES, Tiled
+from tlazy_kernels.layouts import LEAST_COPY, UNIT_BYTES, Tiled
 from tlazy_kernels.tf32 import to_tf32
 from tlazy_kernels.units import element, units
 
@@ -112,9 +112,6 @@ def copy_step(
         num_warps=4,
     )
 
-
-# Elements from which on a copy takes longer than its launch.
-LEAST_COPY = 1 << 18
 
 # Bytes that a copy moves in the time of a gather's load of one element, masked or not, from its
 # instructions on sm_90: of 2 bytes or of 4.

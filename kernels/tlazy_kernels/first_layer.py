@@ -19,11 +19,11 @@ from tlazy_kernels import configs
 from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import split_rows
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
+from tlazy_kernels.layouts import FEW_CHANNELS
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.units import element, strides_of, units
 
-MOST_CHANNELS = 4
 MOST_TERMS = 64  # channels * taps
 LEAST_FILTERS = 16
 BLOCK_F = 64
@@ -359,7 +359,7 @@ def first_layer_grad_weight(
 def _serves(filters: int, channels: int, taps: int, geometry: Geometry) -> bool:
     return (
         geometry.groups == 1
-        and 1 <= channels <= MOST_CHANNELS
+        and 1 <= channels <= FEW_CHANNELS
         and channels * taps <= MOST_TERMS
         and filters >= LEAST_FILTERS
     )

@@ -41,14 +41,22 @@ _ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def epilogue_backward(
-    grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool
+    grad: Tensor,
+    saved: Tensor | None,
+    activation: str | None,
+    bias: bool,
+    for_tiles: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    checks.epilogue_shape(grad, saved, activation)
+    checks.epilogue_shape(grad, saved, activation, for_tiles)
     g = None
     if activation is not None and saved is not None:
         g = _ACTIVATION_GRADS[activation](grad, saved)
         g = layouts.dense_like(g, saved) if g.dim() == 3 else g.contiguous()
-    return g, sum_of_channels(grad if g is None else g) if bias else None
+    grad_bias = sum_of_channels(grad if g is None else g) if bias else None
+    if for_tiles:
+        turned = grad if g is None else g
+        g = layouts.empty_like(grad.shape, grad, channels_last=True).copy_(turned)
+    return g, grad_bias
 
 
 def sum_of_channels(g: Tensor) -> Tensor:

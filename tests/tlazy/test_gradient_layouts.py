@@ -14,8 +14,9 @@ from torch import Tensor
 
 import tlazy
 import tlazy.nn.functional as F
+from tests.tlazy_kernels.agreement import random
 from tests.tlazy_kernels.convolutions import channels_last
-from tlazy_kernels import copies, launch
+from tlazy_kernels import copies, launch, layouts
 from tlazy_kernels.layouts import is_channels_last
 from tlazy_kernels.reference import ACTIVATIONS
 
@@ -116,6 +117,86 @@ def test_compiled_gradients_lie_as_the_input(name, form, device, exact_fp32):
         found = torch.autograd.grad(compiled(x, weight).sum(), (x, weight))
     assert found[0].stride() == x.stride()
     torch.testing.assert_close(found, expected)
+
+
+@pytest.fixture
+def copied(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of what copies read, of tensors of any size."""
+    found: list[tuple[int, ...]] = []
+    run = launch.Step.run
+
+    def noted(step: Any, tensors: Any, *args: Any, **named: Any) -> None:
+        if step.kernel.fn.__name__ == "_copy_kernel":
+            found.append(tuple(tensors[step.tensors[0]].shape))
+        run(step, tensors, *args, **named)
+
+    for module in (copies, layouts):
+        monkeypatch.setattr(module, "LEAST_COPY", 1)
+    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr(launch.Step, "run", noted)
+    return found
+
+
+@loss_by_loss
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(
+    ("noun", "settings", "length"),
+    [("conv1d", {}, 7), ("conv_transpose1d", {}, 17), ("conv_transpose1d", {"stride": 2}, 28)],
+    ids=str,
+)
+def test_an_output_gradient_that_tiles_cannot_be_of_is_not_copied(
+    noun, settings, length, bias, activation, loss, copied, device, exact_fp32
+):
+    """The pass that computes it leaves it as the products of both gradients read it: with channels
+    for neighbours, where rows are no whole units, or read a stride apart."""
+    x = random(3, 8, 12, dtype=torch.float32, device=device).requires_grad_()
+    weight = random(8, 8, 6, dtype=torch.float32, device=device, seed=1).requires_grad_()
+    b = random(8, dtype=torch.float32, device=device, seed=2).requires_grad_() if bias else None
+    with tlazy.backend("triton"):
+        y = getattr(F, noun)(x, weight, b, activation=activation, **settings)
+        assert y.shape[2] == length
+        copied.clear()
+        loss(y).backward()
+    assert tuple(y.shape) not in copied
+    assert x.grad.stride() == x.stride()
+    leaves = [t.detach().double().requires_grad_() for t in (x, weight, b) if t is not None]
+    z = getattr(tF, noun)(*leaves[:2], *(leaves[2:] or [None]), **settings)
+    loss(z if activation is None else ACTIVATIONS[activation](z)).backward()
+    for found, expected in zip((x, weight, b), leaves, strict=False):
+        torch.testing.assert_close(found.grad.double(), expected.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "needs"),
+    [
+        ((8, 8, 6), {}, "bias"),
+        ((8, 8, 1), {}, "all"),
+        ((16, 4, 6), {"groups": 2}, "all"),
+        ((6, 8, 6), {}, "all"),
+        ((8, 8, 6), {"padding": 1, "dilation": 2}, "all"),
+    ],
+    ids=["for the bias alone", "one tap", "few channels", "no whole units of channels", "whole"],
+)
+def test_a_gradient_that_nobody_would_copy_stays_as_it_is(
+    shape, settings, needs, copied, device, monkeypatch, exact_fp32
+):
+    turned = []
+    run = launch.Step.run
+
+    def noted(step: Any, *args: Any) -> None:
+        if step.kernel.fn.__name__ == "_epilogue_backward_kernel":
+            turned.append(step.constants["HAS_OUT"])
+        run(step, *args)
+
+    monkeypatch.setattr(launch.Step, "run", noted)
+    length = 16 if shape == (8, 8, 6) and settings else 12
+    x = random(3, 8, length, dtype=torch.float32, device=device).requires_grad_(needs == "all")
+    weight = random(*shape, dtype=torch.float32, device=device).requires_grad_(needs == "all")
+    bias = random(shape[0], dtype=torch.float32, device=device).requires_grad_()
+    with tlazy.backend("triton"):
+        F.conv1d(x, weight, bias, **settings).sum().backward()
+    assert turned == [False]
 
 
 @pytest.mark.parametrize("names", [("dense", "dense"), ("strided", "transposed")], ids=str)

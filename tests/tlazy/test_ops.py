@@ -56,10 +56,13 @@ def samples(dtype: torch.dtype = torch.float32):
     channels_last = tensor(2, 5, 6).detach().transpose(1, 2).requires_grad_()
     yield ops.conv_transpose1d_forward, (channels_last, w, b, *settings, "silu", True)
     for activation in ("gelu", "relu"):
-        yield ops.epilogue_backward, (g, tensor(2, 12, 10), activation, True)
-    yield ops.epilogue_backward, (g, tensor(2, 12, 10), "sigmoid", False)
-    yield ops.epilogue_backward, (g, None, None, True)
-    yield ops.epilogue_backward, (tensor(5, 7), tensor(5, 7), "tanh", True)
+        yield ops.epilogue_backward, (g, tensor(2, 12, 10), activation, True, False)
+    yield ops.epilogue_backward, (g, tensor(2, 12, 10), "sigmoid", False, False)
+    yield ops.epilogue_backward, (g, None, None, True, False)
+    yield ops.epilogue_backward, (tensor(5, 7), tensor(5, 7), "tanh", True, False)
+    for activation, bias in (("gelu", True), ("relu", False), (None, True), (None, False)):
+        saved = None if activation is None else tensor(2, 12, 10)
+        yield ops.epilogue_backward, (g, saved, activation, bias, True)
 
 
 @pytest.mark.parametrize(

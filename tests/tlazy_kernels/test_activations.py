@@ -17,6 +17,7 @@ from tests.tlazy_kernels.agreement import (
 from tlazy_kernels import launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.epilogue import epilogue_backward
+from tlazy_kernels.layouts import is_channels_last
 from tlazy_kernels.linear import linear_forward
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
@@ -89,6 +90,23 @@ def test_gradients_may_have_any_strides(dims, dtype, device):
     grad, z = (random(3, 18, 20, dtype=dtype, device=device, seed=i) for i in range(2))
     assert_agrees(epilogue_backward, spread(grad, dims), z, "gelu", bias=True)
     assert_agrees(epilogue_backward, grad, spread(z, dims), "gelu", bias=True)
+
+
+@every_dtype
+@pytest.mark.parametrize("activation", [None, "silu", "relu"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("config", [SMALL, None], ids=["small", "own"])
+@pytest.mark.parametrize("length", [71, 72])
+def test_what_convolutions_read_in_tiles_lies_channels_last(
+    config, bias, activation, length, dtype, device
+):
+    grad, z = (random(3, 24, length, dtype=dtype, device=device, seed=i) for i in range(2))
+    saved = saved_for(activation, z)
+    last = {"like": grad.mT.contiguous().mT, "config": config}
+    for read in (grad, spread(grad, (0, 2, 1)), grad[:1, :1, :1].expand(z.shape)):
+        assert_agrees(epilogue_backward, read, saved, activation, bias, True, **last)
+    g, _ = epilogue_backward(grad, saved, activation, bias, for_tiles=True, config=config)
+    assert is_channels_last(g)
 
 
 @every_dtype

@@ -257,6 +257,8 @@ def test_epilogue_backward_refuses_what_does_not_fit(call, ones):
         call(grad, ones(2, 3, 5), "relu", bias=True)
     with refused(RuntimeError, "saved is torch.float16"):
         call(grad, grad.half(), "relu", bias=True)
+    with refused(RuntimeError, "for_tiles", (2, 3)):
+        call(grad[:, :, 0], None, None, bias=True, for_tiles=True)
     with refused(ValueError, "'swish'"):
         call(grad, grad, "swish", bias=True)
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tests.tlazy_kernels.agreement import assert_close, exact, random
-from tlazy_kernels import conv1d, copies, reference
+from tlazy_kernels import conv1d, copies, epilogue, reference
 from tlazy_kernels.environment import INTERPRETED
 from tlazy_kernels.tf32 import to_tf32
 
@@ -61,3 +61,13 @@ def test_filters_are_rounded_and_so_are_samples_that_are_copied(layout, groups, 
     assert_close(y, expected)
     plain = reference.conv1d_forward(exact(x), exact(weight), groups=groups)[0]
     assert (expected - plain).norm() > 5e-5 * plain.norm()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the interpreter alone multiplies what it is given")
+def test_a_gradient_that_is_read_in_tiles_is_rounded_and_its_sum_is_not(monkeypatch):
+    monkeypatch.setattr(epilogue, "dot_precision", lambda dtype, family: "tf32")
+    grad = random(2, 16, 41, dtype=torch.float32, device="cpu")
+    g, bias = epilogue.epilogue_backward(grad, None, None, bias=True, for_tiles=True)
+    assert torch.equal(g, rounded(grad))
+    assert not torch.equal(g, grad)
+    assert_close(bias, exact(grad).sum((0, 2)))
