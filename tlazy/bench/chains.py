@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tlazy.bench.operations import Draw, Linear
 from tlazy.nn.functional import linear as fused_linear
+from tlazy_kernels.roofline import Cost
 
 
 class Chain(NamedTuple):
@@ -91,6 +92,10 @@ class LinearChain(Linear):
     def tensors(self, draw: Draw) -> list[Tensor]:
         x, weight, *_ = super().tensors(draw)
         return [x, weight, *(draw.normal(self.n) for _ in range(CHAINS[self.then].vectors))]
+
+    def forward_cost(self, dtype: torch.dtype) -> Cost:
+        vectors = CHAINS[self.then].vectors
+        return super().forward_cost(dtype) + Cost(0, (vectors - 1) * self.n * dtype.itemsize)
 
     def stock(self, *tensors: Tensor) -> Tensor:
         return CHAINS[self.then].stock(*tensors)

@@ -81,15 +81,11 @@ class Network(Operation):
         passes = 2 if which == "full" else 1
         draw = Draw(torch.device("meta"), dtype)
         tensors = self.tensors(draw)
-        # Input gradients of the whole are asked for too, as of every operation.
-        flops = self.forward_flops() * {"forward": 1, "backward": 2, "full": 3}[which]
-        return Cost(flops, passes * bytes_held(tensors))
-
-    def forward_flops(self) -> int:
-        tensors = self.tensors(Draw(torch.device("meta"), torch.float32))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             self.stock(*tensors)
-        return int(counter.get_total_flops())
+        # Input gradients of the whole are asked for too, as of every operation.
+        flops = counter.get_total_flops() * {"forward": 1, "backward": 2, "full": 3}[which]
+        return Cost(int(flops), passes * bytes_held(tensors))
 
     def halved(self) -> Network | None:
         if self.batch > 4:

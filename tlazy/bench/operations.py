@@ -19,6 +19,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 import tlazy.nn.functional as tlazy_functional
+from tlazy_kernels import roofline
 from tlazy_kernels.reference import ACTIVATIONS
 from tlazy_kernels.roofline import Cost
 
@@ -100,23 +101,25 @@ class Operation:
 
         A full pass is both passes, one after the other, through memory.
         """
-        if which == "full":
-            return self.cost(dtype, "forward") + self.cost(dtype, "backward")
-        draw = Draw(torch.device("meta"), dtype)
-        tensors = self.tensors(draw)
-        y = self.stock(*tensors)
-        inputs = sum(self._elements_read(t) for t in tensors)
+        forward = self.forward_cost(dtype)
         if which == "forward":
-            return Cost(self.forward_flops(), (inputs + y.numel()) * dtype.itemsize)
-        saved = y.numel() if self.activation is not None else 0
-        gradients = sum(t.numel() for t in tensors)
+            return forward
+        tensors = self.tensors(Draw(torch.device("meta"), dtype))
+        # It reads what the forward pass does, but for the bias, the gradient in place of the
+        # output, and what the activation saved; it writes a gradient for each tensor.
         bias = sum(t.numel() for t in tensors if t.dim() == 1)
-        elements = inputs - bias + saved + y.numel() + gradients
-        return Cost(2 * self.forward_flops(), elements * dtype.itemsize)
+        saved = self.output_shape().numel() if self.activation is not None else 0
+        more = saved - bias + sum(t.numel() for t in tensors)
+        backward = Cost(2 * forward.flops, forward.bytes + more * dtype.itemsize)
+        return backward if which == "backward" else forward + backward
 
-    def forward_flops(self) -> int:
-        """Floating-point operations of the products alone, 2 per multiply-add."""
+    def forward_cost(self, dtype: torch.dtype) -> Cost:
+        """Of the forward pass: the products alone count as arithmetic, 2 per multiply-add."""
         raise NotImplementedError
+
+    def output_shape(self) -> torch.Size:
+        """The output's."""
+        return self.stock(*self.tensors(Draw(torch.device("meta"), torch.float32))).shape
 
     def halved(self) -> Operation | None:
         """The same kind of problem at about half the work; None where it cannot be smaller."""
@@ -125,9 +128,6 @@ class Operation:
     def finish(self, z: Tensor) -> Tensor:
         """The activation of `z`, by PyTorch."""
         return z if self.activation is None else ACTIVATIONS[self.activation](z)
-
-    def _elements_read(self, tensor: Tensor) -> int:
-        return tensor.numel()
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class Linear(Operation):
     def fused(self, *tensors: Tensor) -> Tensor:
         return tlazy_functional.linear(*tensors, activation=self.activation)  # type: ignore[arg-type]
 
-    def forward_flops(self) -> int:
-        return 2 * self.m * self.n * self.k
+    def forward_cost(self, dtype: torch.dtype) -> Cost:
+        return roofline.linear_forward(self.m, self.n, self.k, dtype, bias=self.bias)
 
     def halved(self) -> Linear | None:
         return _halve_largest(self, ("m", "n", "k"))
@@ -230,16 +230,14 @@ class Conv1d(Operation):
         activation: Any = self.activation
         return tlazy_functional.conv1d(x, weight, bias, *settings, activation=activation)
 
-    def out_length(self) -> int:
-        """Samples of the output, by the rule of ``torch.nn.Conv1d``."""
-        if self.padding in ("same", "causal"):
-            return (self.length - 1) // self.stride + 1
-        around = 0 if isinstance(self.padding, str) else 2 * self.padding
-        return (self.length + around - self.span) // self.stride + 1
-
-    def forward_flops(self) -> int:
-        taps = self.in_channels // self.groups * self.kernel_size
-        return 2 * self.batch * self.out_channels * self.out_length() * taps
+    def forward_cost(self, dtype: torch.dtype) -> Cost:
+        return roofline.conv1d_forward(
+            (self.batch, self.in_channels, self.length),
+            (self.out_channels, self.in_channels // self.groups, self.kernel_size),
+            dtype,
+            out_length=self.output_shape()[2],
+            bias=self.bias,
+        )
 
     def halved(self) -> Conv1d | None:
         if self.batch > 1:
@@ -254,13 +252,6 @@ class Conv1d(Operation):
         if half < 16 or half % self.groups:
             return None
         return dataclasses.replace(self, **{larger: half})
-
-    def _elements_read(self, tensor: Tensor) -> int:
-        """Where the stride skips samples of x, those need not be read."""
-        if tensor.dim() == 3 and tuple(tensor.shape) == (self.batch, self.in_channels, self.length):
-            read = min(self.length, self.out_length() * self.kernel_size)
-            return self.batch * self.in_channels * read
-        return tensor.numel()
 
 
 def depthwise(
@@ -317,9 +308,15 @@ class ConvTranspose1d(Operation):
         fused = functools.partial(tlazy_functional.conv_transpose1d, activation=activation)
         return self._run(fused, *tensors)
 
-    def forward_flops(self) -> int:
-        taps = self.in_channels * self.kernel_size
-        return 2 * self.batch * self.length * self.out_channels * taps
+    def forward_cost(self, dtype: torch.dtype) -> Cost:
+        return roofline.conv_transpose1d_forward(
+            (self.batch, self.in_channels, self.length),
+            (self.in_channels, self.out_channels, self.kernel_size),
+            dtype,
+            groups=1,
+            out_length=self.output_shape()[2],
+            bias=self.bias,
+        )
 
     def halved(self) -> ConvTranspose1d | None:
         if self.batch > 1:
