@@ -37,11 +37,10 @@ from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d_filters import groups_together, shares_tiles
 from tlazy_kernels.conv1d_gather import gather_steps, widest
 from tlazy_kernels.conv1d_grad_weight import plan_grad_weight
-from tlazy_kernels.conv1d_tiled import fits_tiles, readable_tiles, tiled_steps
-from tlazy_kernels.copies import copy_pays, tiled_copy
+from tlazy_kernels.conv1d_tiled import fits_tiles, source_of, tiled_steps
 from tlazy_kernels.environment import dot_precision
 from tlazy_kernels.first_layer import first_layer_step
-from tlazy_kernels.launch import Buffer, Plan, Step, launch
+from tlazy_kernels.launch import Buffer, Plan, launch
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.targets import Target
 from tlazy_kernels.tuned import tuned_convolution
@@ -333,9 +332,6 @@ def _plan_dense(
         "precision": precision,
         "config": config,
     }
-    tiled, source = None, 0
-    buffers: list[Buffer] = []
-    steps: list[Step] = []
     together = 1
     if shares_tiles(target):
         together = groups_together(
@@ -345,26 +341,24 @@ def _plan_dense(
             x.element_size(),
         )
     blocks = geometry._replace(groups=geometry.groups // together)
+    source = None
     if fits_tiles(x, y.shape[2], weight.shape[2], geometry):
-        tiled = readable_tiles(target, x, blocks.groups, 1 if transposed else geometry.stride)
         # A gather loads for each output and tap: on the way back also what the stride skips.
         reads = weight.shape[2] * y.shape[2] / x.shape[2]
-        reads *= triton.cdiv(y.shape[1] // geometry.groups, widest(target))
-        if tiled is None and copy_pays(x, reads):
-            source = len(tensors)
-            buffer, step, tiled = tiled_copy(x, blocks.groups, 0, source, precision)
-            buffers.append(buffer)
-            steps.append(step)
-    if tiled is None:
-        more, launches = gather_steps(target, *tensors, geometry, **settings)
-        return Plan((*more,), (*launches,), ())
-    more, launches = tiled_steps(
-        *tensors,
-        blocks,
-        **settings,
-        source=source,
-        tiled=tiled,
-        target=target,
-        together=together,
-    )
-    return Plan((*buffers, *more), (*steps, *launches), ())
+        source = source_of(
+            target,
+            x,
+            place=0,
+            free=len(tensors),
+            groups=blocks.groups,
+            step=1 if transposed else geometry.stride,
+            reads=reads * triton.cdiv(y.shape[1] // geometry.groups, widest(target)),
+            precision=precision,
+        )
+    if source is None:
+        buffers, steps = gather_steps(target, *tensors, geometry, **settings)
+    else:
+        buffers, steps = tiled_steps(
+            *tensors, blocks, **settings, source=source, target=target, together=together
+        )
+    return Plan((*buffers,), (*steps,), ())

@@ -23,12 +23,10 @@ from tlazy_kernels.conv1d_configs import (
     subtiles,
 )
 from tlazy_kernels.conv1d_filters import groups_together
-from tlazy_kernels.conv1d_tiled import fits_tiles, form_on, readable_tiles
+from tlazy_kernels.conv1d_tiled import Source, fits_tiles, form_on, source_of
 from tlazy_kernels.conv1d_tiles import columns_of, load_rows, rows_of
-from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.first_layer import first_layer_grad_weight
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
-from tlazy_kernels.layouts import Tiled
 from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.targets import Target
@@ -248,20 +246,15 @@ def plan_grad_weight(
     config = config or tuned_convolution(
         target, "conv1d_grad_weight", grad, shape, x.shape[2], geometry, precision
     )
-    buffers: list[Buffer] = []
-    steps: list[Step] = []
     itemsize = x.element_size()
     together = groups_together(geometry.groups, shape[1], shape[0] // geometry.groups, itemsize)
     blocks = geometry._replace(groups=geometry.groups // together)
-    tiles = (
-        _tiles(target, grad, x, shape, blocks, together, precision)
-        if shape[1] * shape[2] < 2**31 and fits_tiles(x, grad.shape[2], shape[2], geometry)
-        else None
-    )
-    if tiles is None:
+    sources: list[Source] = []
+    if shape[1] * shape[2] < 2**31 and fits_tiles(x, grad.shape[2], shape[2], geometry):
+        sources = _sources(target, grad, x, shape, blocks, together, precision)
+    if not sources:
         parts, product = _gather_step(grad, x, shape, geometry, precision, config)
     else:
-        buffers, steps, sources, forms = tiles
         config = config or grad_weight_config(
             target,
             rows=grad.shape[0] * grad.shape[2],
@@ -270,11 +263,13 @@ def plan_grad_weight(
             copies=shape[2] * blocks.groups,
             itemsize=itemsize,
             precision=precision,
-            words=forms[1].form == "words",
+            words=sources[1].tiled.form == "words",
         )
         parts, product = _tiled_step(
-            target, grad, x, sources, forms, shape, blocks, precision, config, together
+            target, grad, x, sources, shape, blocks, precision, config, together
         )
+    buffers = [buffer for source in sources for buffer in source.buffers]
+    steps = [step for source in sources for step in source.steps]
     last = 2 + len(buffers)
     if parts == 1:
         return Plan((*buffers, out), (*steps, product), (len(buffers),))
@@ -283,7 +278,7 @@ def plan_grad_weight(
     return Plan((*buffers, partial, out), (*steps, product, total), (len(buffers) + 1,))
 
 
-def _tiles(
+def _sources(
     target: Target,
     grad: Tensor,
     x: Tensor,
@@ -291,37 +286,37 @@ def _tiles(
     geometry: Geometry,
     together: int,
     precision: str,
-) -> tuple[list[Buffer], list[Step], list[int], list[Tiled]] | None:
-    """Copies of gradient and x for tiles where they need one, the plan's tensors to read, and how;
-    or None where copies do not pay. Of the weight's groups, each of `geometry` has `together`."""
+) -> list[Source]:
+    """What is read in tiles for gradient and x; none where copies that they need do not pay. Of the
+    weight's groups, each of `geometry` has `together`."""
     group_out = shape[0] // (geometry.groups * together)
-    buffers: list[Buffer] = []
-    steps: list[Step] = []
-    sources: list[int] = []
-    forms: list[Tiled] = []
+    sources: list[Source] = []
     for i, (tensor, step, others) in enumerate(
         ((grad, 1, shape[1]), (x, geometry.stride, group_out))
     ):
-        source, form = i, readable_tiles(target, tensor, geometry.groups, step, shifted=i == 1)
-        if form is None:
-            reads = shape[2] * grad.shape[2] / tensor.shape[2]  # for each output and tap
-            if not copy_pays(tensor, reads * triton.cdiv(others, 64)):  # columns of a gather's tile
-                return None
-            source = 2 + len(buffers)
-            buffer, copy, form = tiled_copy(tensor, geometry.groups, i, source, precision)
-            buffers.append(buffer)
-            steps.append(copy)
+        reads = shape[2] * grad.shape[2] / tensor.shape[2]  # for each output and tap
+        source = source_of(
+            target,
+            tensor,
+            place=i,
+            free=2 + sum(len(source.buffers) for source in sources),
+            groups=geometry.groups,
+            step=step,
+            reads=reads * triton.cdiv(others, 64),  # columns of a gather's tile
+            precision=precision,
+            shifted=i == 1,
+        )
+        if source is None:
+            return []
         sources.append(source)
-        forms.append(form)
-    return buffers, steps, sources, forms
+    return sources
 
 
 def _tiled_step(
     target: Target,
     grad: Tensor,
     x: Tensor,
-    sources: list[int],
-    forms: list[Tiled],
+    sources: list[Source],
     shape: tuple[int, int, int],
     geometry: Geometry,
     precision: str,
@@ -334,7 +329,7 @@ def _tiled_step(
     batch, _, out_length = grad.shape
     stride, (padding, _), dilation, groups = geometry
     group_out = out_channels // groups
-    tiled_grad, tiled_x = forms
+    tiled_grad, tiled_x = (source.tiled for source in sources)
     of_grad = units(group_out, out_length, grad.element_size(), strides_of(grad))
     several = tiled_grad.channels_last and tiled_x.channels_last
     block_n = series_in_tile(config.depth, out_length) if several else 1
@@ -348,7 +343,7 @@ def _tiled_step(
     step = Step(
         _grad_weight_tiled_kernel,
         (tiles, parts),
-        (*sources, 2 + sum(source > 1 for source in sources)),
+        (*(source.place for source in sources), 2 + sum(len(s.buffers) for s in sources)),
         (
             batch,
             x.shape[2],

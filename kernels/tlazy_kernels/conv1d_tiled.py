@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -25,6 +25,7 @@ from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d_configs import conv1d_config, programs_of, series_in_tile, subtiles
 from tlazy_kernels.conv1d_filters import packed
 from tlazy_kernels.conv1d_tiles import columns_of, rows_of, sum_tile
+from tlazy_kernels.copies import copy_pays, tiled_copy
 from tlazy_kernels.launch import Buffer, Step, metadata
 from tlazy_kernels.layouts import UNIT_BYTES, WORD_BYTES, Tiled
 from tlazy_kernels.positions import Geometry
@@ -202,6 +203,48 @@ def readable_tiles(
     return tiled._replace(form="words") if shifted else tiled
 
 
+class Source(NamedTuple):
+    """A tensor that products read in tiles.
+
+    Attributes:
+        place: of it, or of its copy, among a plan's tensors.
+        tiled: how that is read.
+        buffers, steps: the copy and what makes it, where there is one.
+    """
+
+    place: int
+    tiled: Tiled
+    buffers: tuple[Buffer, ...] = ()
+    steps: tuple[Step, ...] = ()
+
+
+def source_of(
+    target: Target,
+    x: Tensor,
+    place: int,
+    free: int,
+    *,
+    groups: int,
+    step: int,
+    reads: float,
+    precision: str,
+    shifted: bool = True,
+) -> Source | None:
+    """How products read x, a plan's tensor at `place`, in tiles: as it lies, or else from a copy at
+    the `free` place, if that pays. None if not.
+
+    `reads` is how often a gather would load each of its elements; `step` and `shifted` are as in
+    :func:`readable_tiles`.
+    """
+    tiled = readable_tiles(target, x, groups, step, shifted)
+    if tiled is not None:
+        return Source(place, tiled)
+    if not copy_pays(x, reads):
+        return None
+    buffer, copy, tiled = tiled_copy(x, groups, place, free, precision)
+    return Source(free, tiled, (buffer,), (copy,))
+
+
 def form_on(target: Target, tiled: layouts.Tiled) -> str:
     """The form as the kernels are told it, which take channels last in another order of dimensions
     (``"channels_last_by_threads"``) where no unit of its own copies tiles."""
@@ -221,25 +264,22 @@ def tiled_steps(
     activation: str | None,
     precision: str,
     config: TileConfig | None,
-    source: int,
-    tiled: Tiled,
+    source: Source,
     target: Target,
     together: int,
 ) -> tuple[list[Buffer], list[Step]]:
     """Fill y with the convolution of x; the tensors are a plan's first five, in this order.
 
-    `source` is the plan's tensor that has x in a form that can be read as `tiled`: x, or a copy.
-    Of the weight's groups, each of `geometry` has `together`.
+    `source` is what is read for x. Of the weight's groups, each of `geometry` has `together`.
     """
     (batch, channels, length), (_, out_channels, out_length) = x.shape, y.shape
     stride, (padding, _), dilation, groups = geometry
     taps, residues = weight.shape[2], stride if transposed else 1
     rows = triton.cdiv(out_length, residues)
     filters, contracted = out_channels // groups, channels // groups
+    tiled = source.tiled
     of_y = units(filters, out_length, y.element_size(), strides_of(y))
-    along = of_y["L_UNIT"] if y.stride(2) == 1 and residues == 1 else 1
-    along = of_y["C_UNIT"] if y.stride(1) == 1 else along
-    apart = along * y.element_size() < UNIT_BYTES
+    apart = _written_apart(y, of_y, residues)
     config = config or conv1d_config(
         target,
         batch=batch,
@@ -259,8 +299,8 @@ def tiled_steps(
     block_l = config.rows // block_n
     tiles = triton.cdiv(filters, config.cols) * triton.cdiv(rows, block_l)
     tiles *= triton.cdiv(batch, block_n) * groups * residues
-    place = 5 if source == 0 else source + 1
-    buffers, steps, filled, strides = packed(weight, groups, together, transposed, precision, place)
+    free = 5 + len(source.buffers)
+    buffers, steps, filled, strides = packed(weight, groups, together, transposed, precision, free)
     resident = programs_of(
         config, x.element_size(), target, series=block_n, together=together, apart=apart
     )
@@ -268,7 +308,13 @@ def tiled_steps(
     step = Step(
         _conv1d_tiled_kernel,
         (programs,),
-        (source, filled, source if bias is None else 2, 3, 3 if preactivation is None else 4),
+        (
+            source.place,
+            filled,
+            source.place if bias is None else 2,
+            3,
+            3 if preactivation is None else 4,
+        ),
         (
             batch,
             length,
@@ -310,4 +356,12 @@ def tiled_steps(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    return buffers, [*steps, step]
+    return [*source.buffers, *buffers], [*source.steps, *steps, step]
+
+
+def _written_apart(y: Tensor, of_y: Mapping[str, int], residues: int) -> bool:
+    """Whether elements of y are written one by one: neither channels that are neighbours in whole
+    units nor samples, which so many residues take apart."""
+    along = of_y["L_UNIT"] if y.stride(2) == 1 and residues == 1 else 1
+    along = of_y["C_UNIT"] if y.stride(1) == 1 else along
+    return along * y.element_size() < UNIT_BYTES
