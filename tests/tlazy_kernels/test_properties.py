@@ -22,6 +22,7 @@ from tlazy_kernels import configs, epilogue, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.depthwise import depthwise_backward
+from tlazy_kernels.layouts import empty_like
 from tlazy_kernels.linear import linear_forward, linear_grad_input, linear_grad_weight
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -176,14 +177,19 @@ def test_all_gradients_of_a_depthwise_convolution_agree(
     layout=layouts(3),
     activation=names,
     bias=st.booleans(),
-    tile=tiles,
+    for_tiles=st.booleans(),
+    tile=st.none() | tiles,
     places=specials,
 )
-def test_the_epilogue_agrees(search, shape, layout, activation, bias, tile, places, dtype, device):
+def test_the_epilogue_agrees(
+    search, shape, layout, activation, bias, for_tiles, tile, places, dtype, device
+):
     grad, z = (random(*shape, dtype=dtype, device=device, seed=i) for i in range(2))
     saved = saved_for(activation, z)
     grad = spread(with_specials(grad, places), **layout)
-    assert_agrees(epilogue.epilogue_backward, grad, saved, activation, bias=bias, config=tile)
+    settings = {"bias": bias, "for_tiles": for_tiles, "config": tile}
+    like = empty_like(shape, grad, channels_last=True) if for_tiles else None
+    assert_agrees(epilogue.epilogue_backward, grad, saved, activation, **settings, like=like)
 
 
 def whole_numbers(*shape: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
