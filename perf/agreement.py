@@ -21,9 +21,10 @@ import torch
 
 from perf.arguments import Parser
 from tlazy.bench import command, machine, suites
-from tlazy.bench.measuring import Settings, measure
+from tlazy.bench.measuring import measure
 from tlazy.bench.problems import Problem
 from tlazy.bench.record import Record, Row
+from tlazy.bench.settings import Settings
 from tlazy.errors import UserError
 
 AGREE, DISAGREE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -41,18 +41,14 @@ import torch
 from perf import MAIN_SUITE, kernel_tests
 from perf.arguments import Parser
 from tlazy.bench import command, machine, tuning
-from tlazy.bench.measuring import (
-    TRIED,
-    UNFINISHED,
-    DeviceLost,
-    Settings,
-    compute_once,
-    is_tried,
-    measure,
-)
+from tlazy.bench.calling import compute_once
+from tlazy.bench.lost import DeviceLost
+from tlazy.bench.measuring import measure
 from tlazy.bench.peers import default_peers
 from tlazy.bench.problems import Problem
 from tlazy.bench.record import Record, Row
+from tlazy.bench.rows import TRIED, UNFINISHED, is_tried
+from tlazy.bench.settings import Settings
 from tlazy.bench.stopping import Stopped, stoppable
 from tlazy.bench.suites import SUITES
 from tlazy.errors import UserError, one_line

@@ -11,7 +11,9 @@ import itertools
 import pytest
 import torch
 
-from tlazy.bench import machine, measuring
+from tlazy.bench import machine
+from tlazy.bench.calling import call_of, inside_of
+from tlazy.bench.inputs import input_sets
 from tlazy.bench.operations import Draw, Unsupported
 from tlazy.bench.peers import PEERS, default_peers
 from tlazy.bench.suites import SUITES
@@ -35,7 +37,7 @@ def test_kernel(benchmark, problem, which, peer):
     generator = torch.Generator(GPU)
     generator.seed()
     draw = Draw(GPU, problem.dtype, generator)
-    sets = measuring.input_sets(operation, draw, which, gradients=gradients)
+    sets = input_sets(operation, draw, which, gradients=gradients)
     try:
         with torch.set_grad_enabled(gradients):
             built = PEERS[peer](operation, sets[0][0][0])
@@ -46,7 +48,7 @@ def test_kernel(benchmark, problem, which, peer):
     benchmark.extra_info.update(device=torch.cuda.get_device_name(), backend=built.backend)
 
     def measure():
-        calls = itertools.cycle([Kept(measuring.call_of(built, which, one)) for one in sets])
+        calls = itertools.cycle([Kept(call_of(built, which, one)) for one in sets])
 
         def timed():
             next(calls)()
@@ -55,4 +57,4 @@ def test_kernel(benchmark, problem, which, peer):
         benchmark.pedantic(timed, rounds=50, warmup_rounds=5)
 
     with machine.full_float32(problem.exact):
-        measuring.inside_of(built, GPU, gradients=gradients)(measure)
+        inside_of(built, GPU, gradients=gradients)(measure)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from perf import agreement
-from tlazy.bench.measuring import Settings
 from tlazy.bench.operations import Linear
 from tlazy.bench.problems import Problem
+from tlazy.bench.settings import Settings
 from tlazy.bench.suites import SUITES
 
 CPU = torch.device("cpu")

@@ -131,7 +131,7 @@ def test_what_was_measured_is_kept_where_it_is_stopped_with_torch_and_triton_alo
 def test_networks_are_computed_with_torch_and_triton_alone(tmp_path):
     code = (
         "import perf, torch\n"  # finds the kernels where they are not installed
-        "from tlazy.bench.measuring import compute_once\n"
+        "from tlazy.bench.calling import compute_once\n"
         "from tlazy.bench.networks import Network\n"
         "from tlazy.bench.problems import Problem\n"
         "problem = Problem('models', 'fcn', Network('fcn', 2, 1, 32), torch.float32)\n"

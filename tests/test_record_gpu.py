@@ -16,9 +16,9 @@ from tests.tlazy.benchmarks import SteadyTimer
 from tlazy import cli, report
 from tlazy.bench import tuning
 from tlazy.bench.machine import Ceilings
-from tlazy.bench.measuring import TRIED
 from tlazy.bench.operations import Linear
 from tlazy.bench.problems import Problem
+from tlazy.bench.rows import TRIED
 from tlazy.bench.suites import SUITES
 from tlazy_kernels import linear
 from tlazy_kernels.configs import TileConfig

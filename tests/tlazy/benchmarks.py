@@ -6,11 +6,12 @@ import torch
 
 from tlazy.bench.chains import CHAINS, LinearChain
 from tlazy.bench.machine import Ceilings
-from tlazy.bench.measuring import Settings, measure
+from tlazy.bench.measuring import measure
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import Conv1d, ConvTranspose1d, Draw, Linear, depthwise
 from tlazy.bench.problems import Problem
 from tlazy.bench.record import Record
+from tlazy.bench.settings import Settings
 from tlazy.models import MODELS
 
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ import torch
 import tlazy.nn.functional
 from tlazy import cli, report
 from tlazy.bench import command, measuring, record, timing
+from tlazy.bench.lost import DeviceLost
 from tlazy.errors import UserError
 from tlazy.report.earlier import Changes
 from tlazy_kernels import tuned
@@ -32,7 +33,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(command.machine, "SECONDS_EACH", 0.001)
     monkeypatch.setitem(command.machine.MATMUL_SIZE, "cpu", 64)
     monkeypatch.setitem(command.machine.COPIED_BYTES, "cpu", 2**16)
-    monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 2**16)
+    monkeypatch.setattr(command.machine, "last_level_cache", lambda device: 2**16)
     monkeypatch.setattr(timing, "MOST_SAMPLES", 5)
     yield
     torch.set_num_threads(before)
@@ -347,7 +348,7 @@ def test_a_disk_that_fills_up_meanwhile_loses_no_table(here, capsys, monkeypatch
 def test_a_lost_device_ends_with_exit_code_1_after_the_table(here, capsys, monkeypatch):
     def lost(problems, record, settings):
         measuring.measure(problems, record, settings)
-        raise measuring.DeviceLost("the GPU fails after tlazy, linear: CUDA error")
+        raise DeviceLost("the GPU fails after tlazy, linear: CUDA error")
 
     forward = [*TINY, "--pass", "forward"]
     assert cli.main(["bench", *forward, "--json", "old.json"]) == 0

@@ -17,7 +17,7 @@ from tests.tlazy.benchmarks import (
 )
 from tlazy import report
 from tlazy.bench import correctness
-from tlazy.bench.measuring import input_set
+from tlazy.bench.inputs import input_set
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import Conv1d, Draw, Linear
 from tlazy.bench.problems import Problem
@@ -211,7 +211,7 @@ def test_a_peer_is_checked_in_poisoned_memory(monkeypatch):
 @pytest.mark.parametrize("operation", OPERATIONS[:6], ids=identity)
 def test_float64_by_parts_is_float64_at_once(operation, monkeypatch):
     tensors = [t.requires_grad_() for t in operation.tensors(draw())]
-    gradient = operation.output_gradient(draw(), operation.stock(*tensors))
+    gradient = operation.output_gradient(draw())
     whole = correctness.expected(operation, tensors, gradient, "full")
     monkeypatch.setattr(correctness, "PART_BYTES", 200)
     parts = correctness.expected(operation, tensors, gradient, "full")

@@ -17,12 +17,14 @@ import tlazy.nn.functional
 from perf import test_kernels as perf_kernels
 from tests.fake_gpu import GPU, NAME, OnCPU
 from tlazy import report
-from tlazy.bench import measuring, peers, timing
+from tlazy.bench import correctness, inputs, machine, peers, rows, timing
+from tlazy.bench.lost import DeviceLost
 from tlazy.bench.machine import Ceilings, measure_ceilings
-from tlazy.bench.measuring import DeviceLost, Settings, measure
+from tlazy.bench.measuring import measure
 from tlazy.bench.operations import Conv1d, Linear, Unsupported, depthwise
 from tlazy.bench.problems import SINGLE, Problem
 from tlazy.bench.record import Record
+from tlazy.bench.settings import Settings
 from tlazy.bench.timing import DeviceTimer, FirstCallTimer, HostTimer, own_stream, summarize
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
@@ -365,15 +367,15 @@ def test_host_time_and_new_lengths_are_rows_without_a_floor(computing):
         assert row["status"] == "ok", row["note"]
         assert row["flops"] is row["bytes"] is row["floor_us"] is row["tflops"] is None
         if peer == "tlazy" and problem == "lengths":
-            assert row["samples"] == measuring.NEW_LENGTHS
+            assert row["samples"] == inputs.NEW_LENGTHS
             assert row["note"].startswith("first calls; ")
     assert ("lengths", "forward", "cudnn-benchmark") in rows
 
 
 def test_ceilings_are_measured_off_the_default_stream(computing, monkeypatch):
-    monkeypatch.setitem(measuring.machine.COPIED_BYTES, "cuda", 2**16)
-    monkeypatch.setitem(measuring.machine.MATMUL_SIZE, "cuda", 16)
-    monkeypatch.setattr(measuring.machine, "SECONDS_EACH", 0.001)
+    monkeypatch.setitem(machine.COPIED_BYTES, "cuda", 2**16)
+    monkeypatch.setitem(machine.MATMUL_SIZE, "cuda", 16)
+    monkeypatch.setattr(machine, "SECONDS_EACH", 0.001)
     before = torch.backends.cuda.matmul.fp32_precision
     ceilings = measure_ceilings(GPU, ["float32", "float16"])
     assert set(ceilings.matmul) == {"float32", "tf32", "float16"}
@@ -408,7 +410,7 @@ def test_a_kernel_that_loses_the_device_costs_its_own_row_only(computing, tmp_pa
     with pytest.raises(DeviceLost, match="the GPU fails after tlazy, first: CUDA error"):
         measure(problems, record, settings)
     (waiting, culprit) = report.load(path)["rows"]
-    assert waiting["note"] == measuring.UNFINISHED
+    assert waiting["note"] == rows.UNFINISHED
     assert culprit["note"].startswith("CUDA error: an illegal memory access")
 
     computing.lost = False  # in a new process
@@ -427,7 +429,7 @@ def test_a_reference_that_loses_the_device_fails_its_group_at_once(
     computing, tmp_path, monkeypatch
 ):
     path = tmp_path / "record.json"
-    expected = measuring.correctness.expected
+    expected = correctness.expected
 
     def deadly(operation, *rest):
         if operation.m == 16:
@@ -435,7 +437,7 @@ def test_a_reference_that_loses_the_device_fails_its_group_at_once(
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return expected(operation, *rest)
 
-    monkeypatch.setattr(measuring.correctness, "expected", deadly)
+    monkeypatch.setattr(correctness, "expected", deadly)
     problems = [half("first", Linear(16, 8, 8)), half("second", Linear(8, 8, 8))]
     settings = Settings(GPU, peers=("eager", "tlazy"), seconds=0.01)
     with pytest.raises(DeviceLost, match="the GPU fails after eager, tlazy, first: CUDA error"):

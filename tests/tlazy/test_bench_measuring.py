@@ -16,13 +16,14 @@ from tests.tlazy.benchmarks import (
     wrong_by_a_percent,
 )
 from tlazy import report
-from tlazy.bench import correctness, measuring, peers
+from tlazy.bench import correctness, inputs, peers
 from tlazy.bench.machine import Ceilings
-from tlazy.bench.measuring import Settings, measure
+from tlazy.bench.measuring import measure
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import Conv1d, Unsupported, depthwise
 from tlazy.bench.problems import Problem
 from tlazy.bench.record import Record
+from tlazy.bench.settings import Settings
 from tlazy.bench.timing import FirstCallTimer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -198,10 +199,10 @@ def test_lengths_are_new_to_a_second_run_too(monkeypatch):
     met = []
     for _ in range(2):
         (row,) = measured(new_lengths(), timer=FirstCallTimer(), peers=("tlazy",)).rows
-        assert row["samples"] == measuring.NEW_LENGTHS
+        assert row["samples"] == inputs.NEW_LENGTHS
         met.append(set(seen) - {50})
         seen.clear()
-    assert len(met[0]) == len(met[1]) == measuring.NEW_LENGTHS
+    assert len(met[0]) == len(met[1]) == inputs.NEW_LENGTHS
     assert len(met[0] & met[1]) <= 2
 
 

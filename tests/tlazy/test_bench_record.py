@@ -7,10 +7,11 @@ import pytest
 import tlazy.nn.functional
 from tests.tlazy.benchmarks import CPU, SteadyTimer, measured, small_linear, wrong_by_a_percent
 from tlazy import report
-from tlazy.bench import measuring
+from tlazy.bench import rows
 from tlazy.bench.machine import Ceilings
-from tlazy.bench.measuring import Settings, measure
+from tlazy.bench.measuring import measure
 from tlazy.bench.record import Record
+from tlazy.bench.settings import Settings
 from tlazy.report import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,7 +48,7 @@ def test_the_file_is_whole_after_every_row(tmp_path, monkeypatch):
         measured(small_linear(), path, timer=Stopping())
     content = load(path)
     assert not content["complete"]
-    assert states(path) == ("ok", "ok", measuring.UNFINISHED, measuring.UNFINISHED)
+    assert states(path) == ("ok", "ok", rows.UNFINISHED, rows.UNFINISHED)
     assert [row["status"] for row in content["rows"]] == ["ok"] * 2 + ["not measured"] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
@@ -62,7 +63,7 @@ def test_the_file_says_who_runs_until_each_has_a_time_with_few_writes(tmp_path, 
             return lambda seconds: (seen.append(states(path)), sample(seconds))[1], note
 
     record = measured(small_linear(passes=("forward",)), path, Looking(), rounds=3)
-    tried, waiting, timed = measuring.TRIED, measuring.UNFINISHED, "ok"
+    tried, waiting, timed = rows.TRIED, rows.UNFINISHED, "ok"
     assert seen == [(tried, waiting), (timed, tried), *[(timed, timed)] * 4]
     assert len(writes) == 1 + 2 * 2 + 2
     assert load(path) == record.content

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tlazy.benchmarks import CPU, SteadyTimer, draw
-from tlazy.bench import measuring
+from tlazy.bench import inputs, machine
 from tlazy.bench.machine import Ceilings, measure_ceilings
 from tlazy.bench.operations import Conv1d, Linear
 from tlazy.bench.timing import HostTimer, summarize
@@ -34,9 +34,9 @@ def test_the_spread_holds_three_fifths_of_the_samples():
 
 @pytest.mark.parametrize("which", ["forward", "backward", "full"])
 def test_what_a_pass_reads_of_all_input_sets_is_four_times_the_last_level_cache(which, monkeypatch):
-    monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 10_000)
+    monkeypatch.setattr(machine, "last_level_cache", lambda device: 10_000)
     operation = Linear(16, 16, 16)
-    sets = measuring.input_sets(operation, draw(torch.float32), which, gradients=True)
+    sets = inputs.input_sets(operation, draw(torch.float32), which, gradients=True)
     read = [t for tensors, _ in sets for t in tensors]
     read += [gradient for _, gradient in sets if which != "forward"]
     one = sum(t.nbytes for t in read) / len(sets)
@@ -47,9 +47,9 @@ def test_what_a_pass_reads_of_all_input_sets_is_four_times_the_last_level_cache(
 @pytest.mark.parametrize("layout", ["ncl", "nlc"])
 @pytest.mark.parametrize("which", ["forward", "full"])
 def test_all_input_sets_are_alike_in_all_but_their_place(layout, which, monkeypatch):
-    monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 10_000)
+    monkeypatch.setattr(machine, "last_level_cache", lambda device: 10_000)
     conv = Conv1d(2, 8, 50, 4, 3, layout=layout)
-    first, *others = measuring.input_sets(conv, draw(), which, gradients=which != "forward")
+    first, *others = inputs.input_sets(conv, draw(), which, gradients=which != "forward")
     assert others
     for other in others:
         for one, copy in zip([*first[0], first[1]], [*other[0], other[1]], strict=True):
@@ -59,15 +59,15 @@ def test_all_input_sets_are_alike_in_all_but_their_place(layout, which, monkeypa
 
 
 def test_outputs_much_larger_than_inputs_bound_the_number_of_sets(monkeypatch):
-    monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 10_000)
+    monkeypatch.setattr(machine, "last_level_cache", lambda device: 10_000)
     operation = Conv1d(1, 1, 100, 100, 1)
-    sets = measuring.input_sets(operation, draw(torch.float32), "forward")
+    sets = inputs.input_sets(operation, draw(torch.float32), "forward")
     output = 4 * 100 * 100
     assert 320_000 / output - 1 < len(sets) <= 320_000 / output
 
 
 def test_a_forward_pass_has_no_gradient_that_takes_memory():
-    (_, gradient), *_ = measuring.input_sets(Linear(64, 64, 64), draw(torch.float32), "forward")
+    (_, gradient), *_ = inputs.input_sets(Linear(64, 64, 64), draw(torch.float32), "forward")
     assert gradient.shape == (64, 64)
     assert gradient.untyped_storage().nbytes() == 4
 

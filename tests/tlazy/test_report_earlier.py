@@ -8,10 +8,11 @@ import pytest
 
 import tlazy.nn.functional
 from tests.tlazy.benchmarks import CPU, SteadyTimer, measured, small_linear, wrong_by_a_percent
-from tlazy.bench import measuring
+from tlazy.bench import group, measuring
 from tlazy.bench.machine import Ceilings
-from tlazy.bench.measuring import Settings, measure
+from tlazy.bench.measuring import measure
 from tlazy.bench.record import Record
+from tlazy.bench.settings import Settings
 from tlazy.bench.timing import HostTimer
 from tlazy.errors import UserError
 from tlazy.report.earlier import changes
@@ -65,7 +66,8 @@ def test_what_the_deadline_came_before_is_not_measured_and_no_worse_than_before(
     problem = small_linear(passes=("forward",))
     old = measured(problem)
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(measuring, "time", clock)
+    for module in (measuring, group):
+        monkeypatch.setattr(module, "time", clock)
     late = Record("tlazy bench", CPU, Ceilings())
     settings = Settings(CPU, peers=("tlazy", "eager"), timer=Late(clock), deadline=1.0)
     assert not measure([problem], late, settings)

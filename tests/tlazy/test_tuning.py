@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tlazy.bench import correctness, machine, measuring, tuning
+from tlazy.bench import correctness, inputs, machine, rows, tuning
+from tlazy.bench import lost as losing
 from tlazy.bench.operations import Conv1d, Linear, depthwise
 from tlazy.bench.problems import Problem
 from tlazy.errors import UserError
@@ -36,7 +37,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(measuring.machine, "last_level_cache", lambda device: 1)
+    monkeypatch.setattr(machine, "last_level_cache", lambda device: 1)
     monkeypatch.setattr(tuning, "SEEDS", (TileConfig(16, 16, 16), TileConfig(32, 16, 16)))
     monkeypatch.setattr(tuning, "DEPTHWISE_SEEDS", (TileConfig(16, 16, 1),))
     monkeypatch.setattr(tuning, "neighbours", lambda config: iter(()))
@@ -128,7 +129,7 @@ def test_input_sets_hold_a_gradient_for_the_launchers_that_read_one(tmp_path, mo
     drawn = []
 
     def noting(*args):
-        sets = measuring.input_sets(*args)
+        sets = inputs.input_sets(*args)
         drawn.append(sets[0][1].untyped_storage().nbytes() > 4)
         return sets
 
@@ -318,7 +319,7 @@ def test_tiles_are_compared_with_float64_by_parts_and_without_cudnn_where_it_fai
 @interpreted
 def test_what_fails_is_left_out_with_a_line_and_the_next_is_searched(tmp_path, monkeypatch):
     path, lines = tmp_path / "tiles.json", []
-    sets = measuring.input_sets
+    sets = inputs.input_sets
 
     def too_large(operation, *rest):
         if operation.m == 21:
@@ -385,7 +386,7 @@ def test_a_lost_device_ends_the_run_and_the_next_one_goes_on_behind_it(tmp_path,
     right = linear.linear_grad_input
 
     def deadly(*args, config=None):
-        assert tuning.outcomes(path)["linear_grad_input, small"] == measuring.TRIED
+        assert tuning.outcomes(path)["linear_grad_input, small"] == rows.TRIED
         if config is not None and not launch._compiling_ahead:
             lost.append(config)
         return right(*args, config=config)
@@ -400,9 +401,10 @@ def test_a_lost_device_ends_the_run_and_the_next_one_goes_on_behind_it(tmp_path,
             return super().prepare(calls)
 
     monkeypatch.setattr(linear, "linear_grad_input", deadly)
-    monkeypatch.setattr(tuning, "settle_for", lambda device: settle)
+    for module in (tuning, losing):
+        monkeypatch.setattr(module, "settle_for", lambda device: settle)
     message = "the GPU fails after linear_grad_input, small: CUDA error: an illegal memory access"
-    with pytest.raises(measuring.DeviceLost, match=message):
+    with pytest.raises(losing.DeviceLost, match=message):
         tuning.tune([problem()], CPU, path, timer=Waiting(100, -1))
     assert len(lost) == 1
     (entry,) = json.loads(path.read_text())["entries"]

@@ -16,11 +16,13 @@ import torch
 
 import tlazy
 from tlazy.bench import machine, peers, shapes, suites, tuning
-from tlazy.bench.measuring import DeviceLost, Settings, identities, measure
+from tlazy.bench.lost import DeviceLost
+from tlazy.bench.measuring import identities, measure
 from tlazy.bench.networks import Network
 from tlazy.bench.operations import LAYOUTS, PASSES, Conv1d, ConvTranspose1d, Linear
 from tlazy.bench.problems import SINGLE, Problem
 from tlazy.bench.record import Record
+from tlazy.bench.settings import Settings
 from tlazy.bench.stopping import Stopped, stoppable
 from tlazy.errors import UserError
 from tlazy.outputs import check_writable

@@ -84,9 +84,9 @@ class Operation:
         """Those of `tensors` that take a gradient: all but a network's buffers."""
         return tensors
 
-    def output_gradient(self, draw: Draw, y: Tensor) -> Tensor:
+    def output_gradient(self, draw: Draw) -> Tensor:
         """dL/dy for the backward pass, in the layout of the input."""
-        return draw.normal(*y.shape)
+        return draw.normal(*self.output_shape())
 
     def stock(self, *tensors: Tensor) -> Tensor:
         """By PyTorch's own operators, in any floating dtype."""
@@ -201,8 +201,8 @@ class Conv1d(Operation):
         x = draw.signal(self.batch, self.in_channels, self.length, self.layout)
         return [x, weight, *bias]
 
-    def output_gradient(self, draw: Draw, y: Tensor) -> Tensor:
-        batch, channels, length = y.shape
+    def output_gradient(self, draw: Draw) -> Tensor:
+        batch, channels, length = self.output_shape()
         return draw.signal(batch, channels, length, self.layout)
 
     def stock(self, *tensors: Tensor) -> Tensor:
@@ -296,8 +296,8 @@ class ConvTranspose1d(Operation):
             *bias,
         ]
 
-    def output_gradient(self, draw: Draw, y: Tensor) -> Tensor:
-        batch, channels, length = y.shape
+    def output_gradient(self, draw: Draw) -> Tensor:
+        batch, channels, length = self.output_shape()
         return draw.signal(batch, channels, length, self.layout)
 
     def stock(self, *tensors: Tensor) -> Tensor:

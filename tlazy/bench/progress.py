@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 
-from tlazy.bench.measuring import Notify
 from tlazy.bench.operations import Pass
 from tlazy.bench.problems import SINGLE, Problem
+from tlazy.bench.settings import Notify
 from tlazy.bench.shapes import as_typed
 
 PASS_IN_WORDS: Mapping[Pass, str] = {
@@ -25,13 +25,18 @@ PASS_IN_WORDS: Mapping[Pass, str] = {
 def progress(problems: Sequence[Problem], visits: int = 1) -> Iterator[Notify]:
     """Give what is to be told of each step: it says so in place on a terminal, else in lines."""
     console = Console(stderr=True)
-    total = visits * sum(len(problem.passes) for problem in problems)
-    number = 0
+    work = ((problem, which) for problem in problems for which in problem.passes)
+    places = {each: place for place, each in enumerate(work, 1)}
+    before = last = 0
 
     def line(problem: Problem, which: Pass, peer: str | None) -> str:
-        nonlocal number
-        number += peer is None  # a problem's inputs come first
-        return f"measuring {number} of {total}: {_work(problem, which)}, {peer or 'inputs'}"
+        nonlocal before, last
+        place = places[problem, which]
+        if peer is None:  # its inputs come first, and in a further visit once more
+            before += len(places) * (place <= last)
+            last = place
+        number = f"{before + place} of {visits * len(places)}"
+        return f"measuring {number}: {_work(problem, which)}, {peer or 'inputs'}"
 
     if console.is_terminal:
         with console.status("starting") as status:

@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from tlazy.bench import correctness, machine
-from tlazy.bench.measuring import TRIED, DeviceLost, InputSet, input_sets
+from tlazy.bench.inputs import InputSet, input_sets
+from tlazy.bench.lost import raise_if_lost
 from tlazy.bench.operations import Conv1d, Draw, Linear, Operation, Pass, Unsupported
 from tlazy.bench.problems import Problem
+from tlazy.bench.rows import TRIED
 from tlazy.bench.timing import Sampler, Timer, own_stream, settle_for, summarize, timer_for
 from tlazy.errors import UserError, reason
 from tlazy.files import replacing
@@ -138,7 +140,7 @@ def tune(
             table["entries"] = [*others, entry]
         except Exception as error:  # torch's, Triton's and the driver's are any
             said[name] = f"left out: {reason(error)}"
-            _raise_if_lost(device, f"{name}: {reason(error)}")
+            raise_if_lost(device, f"{name}: {reason(error)}")
         finally:
             _write(table, path)
         notify(f"{launcher.name:20} {problem.name:32} {said[name]}")
@@ -369,14 +371,6 @@ def _without_tables() -> Iterator[None]:
         launch.forget_plans()
         if before is not None:
             os.environ[tuned.VARIABLE] = before
-
-
-def _raise_if_lost(device: torch.device, what: str) -> None:
-    """Raise DeviceLost where the device fails every further call after `what` happened."""
-    try:
-        settle_for(device)()
-    except RuntimeError as lost:
-        raise DeviceLost(f"the GPU fails after {what}") from lost
 
 
 def _final(
