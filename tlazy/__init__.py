@@ -5,7 +5,8 @@ from tlazy.checkpoint import load, save
 from tlazy.dispatch import Backend, backend, backend_of
 from tlazy.init import initialize
 from tlazy.plan import Trace
-from tlazy.recorder import Spec, UntraceableError
+from tlazy.recorder import UntraceableError
+from tlazy.spec import Spec
 from tlazy.tracing import dematerialize, materialize, trace
 
 __version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import threading
@@ -10,8 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C._dynamo.guards import set_is_in_mode_without_ignore_compile_internals
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _python_dispatch as dispatch
 
 if torch.__version__ < "2.13" and torch.cuda.device_count() == 0:
@@ -155,3 +158,36 @@ def same_randomness_after(only_on_failure: bool = False) -> Iterator[None]:
     with ending_with(restore):
         yield
         restoring = not only_on_failure
+
+
+@contextmanager
+def quiet_fake_tensors() -> Iterator[None]:
+    """Keep fake tensors from logging the exceptions that they raise."""
+    logger = logging.getLogger(FakeTensor.__module__)
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    with ending_with(lambda: logger.removeFilter(nothing)):
+        logger.addFilter(nothing)
+        yield
+
+
+@contextmanager
+def unseen_by_checkpointing() -> Iterator[None]:
+    """Hide what the trace saves for backward: activation checkpointing counts such tensors."""
+    autograd: Any = torch._C._autograd
+    if not autograd._saved_tensors_hooks_is_enabled():  # as inside of torch.func.grad
+        yield
+        return
+
+    def itself(tensor: Tensor) -> Tensor:
+        return tensor
+
+    def remove() -> None:
+        while (top := autograd._top_saved_tensors_default_hooks(True)) and top[0] is itself:
+            autograd._pop_saved_tensors_default_hooks()
+
+    with ending_with(remove):
+        autograd._push_saved_tensors_default_hooks(itself, itself)
+        yield

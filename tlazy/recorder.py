@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from math import prod
-from typing import Any, SupportsIndex
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +17,8 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.nn.parameter import Parameter, is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tlazy.arguments import check_device, check_dtype
 from tlazy.failure import (
     UNCHANGED,
     Inputs,
@@ -34,12 +30,14 @@ from tlazy.failure import (
     takes_tensors,
     tensors_in,
 )
-from tlazy.isolation import ending_with, no_modes
+from tlazy.flops import FlopCounter
+from tlazy.isolation import no_modes
 from tlazy.nn.pending import is_pending
 from tlazy.nn.placeholder import blank
 from tlazy.nn.staging import Staging
 from tlazy.plan import LazyCall, Row, Trace
 from tlazy.shadow import Shadow
+from tlazy.spec import Spec
 
 _UNTRACEABLE = (
     DataDependentOutputException,
@@ -47,8 +45,6 @@ _UNTRACEABLE = (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
-
-
 # What a fake tensor answers, in a RuntimeError, where a forward takes its values out of torch.
 _LEAVES_TORCH = ".numpy() is not supported for tensor subclasses"
 
@@ -59,50 +55,6 @@ class UntraceableError(RuntimeError):
     It asks for the values of a tensor, uses an operator that says nothing about its output's shape,
     or has parts compiled by TorchScript.
     """
-
-
-class Spec:
-    """An input without data: what ``tlazy.trace`` needs to know of a tensor.
-
-    Args:
-        shape: sizes, one by one or as one tuple.
-        dtype, device: of the tensor that it stands for.
-
-    Raises:
-        TypeError: for sizes that are no integers, or a dtype that is none.
-        RuntimeError: for a negative size, or a device that torch does not know.
-
-    >>> Spec(8, 3, 150)
-    Spec(8, 3, 150, dtype=torch.float32, device='cpu')
-    """
-
-    def __init__(
-        self,
-        *shape: int | Sequence[int],
-        dtype: torch.dtype = torch.float32,
-        device: Any = "cpu",
-    ) -> None:
-        self.shape = torch.Size(_sizes_of_a_spec(shape))
-        self.dtype = check_dtype(dtype)
-        self.device = check_device(device)
-
-    def __repr__(self) -> str:
-        sizes = "".join(f"{size}, " for size in self.shape)
-        return f"Spec({sizes}dtype={self.dtype}, device='{self.device}')"
-
-
-def _sizes_of_a_spec(shape: tuple[Any, ...]) -> tuple[Any, ...]:
-    listed = len(shape) == 1 and isinstance(shape[0], Sequence) and not isinstance(shape[0], str)
-    sizes = tuple(shape[0]) if listed else shape
-    integers = (int, torch.SymInt, SupportsIndex)
-    if not shape or not all(isinstance(size, integers) for size in sizes):
-        got = ", ".join(map(repr, shape)) or "nothing; Spec(()) stands for a tensor of one value"
-        raise TypeError(f"shape must be integers, as in Spec(8, 3) or Spec((8, 3)), got {got}")
-    if any(size < 0 for size in sizes):
-        raise RuntimeError(
-            f"shape must not have negative sizes, got {sizes}: pass some as in Spec(8, 3)"
-        )
-    return sizes
 
 
 class Recorder:
@@ -133,7 +85,7 @@ class Recorder:
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
         args, kwargs = tree_map(self._fake, (args, kwargs))
         try:
-            with self.mode, _FlopCounter(self._count):
+            with self.mode, FlopCounter(self._count):
                 output = self.shadow.root(*args, **kwargs)
         except _UNTRACEABLE as error:
             raise UntraceableError(
@@ -179,7 +131,7 @@ class Recorder:
                 "a nested tensor has no one shape to trace: call tlazy.materialize(model, "
                 "example_input) with a dense example first"
             )
-        if isinstance(value, Tensor) and not value.is_meta and not _is_wrapped(value):
+        if isinstance(value, Tensor) and not value.is_meta and not is_wrapped(value):
             return self.mode.from_tensor(value, static_shapes=True)
         if isinstance(value, (Tensor, Spec)):
             device = self.home if value.device.type == "meta" else value.device
@@ -271,102 +223,6 @@ class Recorder:
         return place_of(self.model, path, module)
 
 
-class DryRun(Recorder):
-    """Runs a copy of `model` with real tensors where values decide about the way."""
-
-    def __init__(self, model: torch.nn.Module, reason: str) -> None:
-        self.model = model
-        self.dry_run = reason
-        self.mode = nullcontext()
-        self.rows = []
-        self.calls = []
-        self.stack = []
-        self.counted = set()
-        self._copy(model)
-
-    def _fake(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if is_lazy(value):
-            return blank(value, value.device, value.dtype)
-        duplicate = value.detach().clone()
-        if isinstance(value, Parameter):
-            return Parameter(duplicate, value.requires_grad)
-        return duplicate.requires_grad_(value.requires_grad)
-
-    def _shaped(self, module: torch.nn.Module, args: Any, kwargs: Any) -> torch.nn.Module:
-        staging = Staging()
-        twin = staging.add(module, args, kwargs)
-        staging.finish()
-        return twin
-
-    def _on(self, value: Tensor, device: torch.device) -> Tensor:
-        moved = value.detach().to(device)
-        return Parameter(moved, value.requires_grad) if isinstance(value, Parameter) else moved
-
-
-class _FlopCounter(TorchDispatchMode):
-    """Counts by torch's own formulas; FlopCounterMode itself would put hooks on every module."""
-
-    def __init__(self, count: Callable[[int], None]) -> None:
-        from torch.utils.flop_counter import flop_registry
-
-        super().__init__()
-        self.count = count
-        self.formulas = flop_registry
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func.namespace == "prim":  # attributes such as x.device: the fake tensor knows
-            return NotImplemented
-        kwargs = kwargs or {}
-        formula = self.formulas.get(func._overloadpacket)
-        if formula is None:
-            # In inference mode compound operators arrive whole.
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        out = func(*args, **kwargs)
-        if formula is not None:
-            self.count(int(formula(*args, **kwargs, out_val=out)))
-        return out
-
-
-@contextmanager
-def quiet_fake_tensors() -> Iterator[None]:
-    """Keep fake tensors from logging the exceptions that they raise."""
-    logger = logging.getLogger(FakeTensor.__module__)
-
-    def nothing(record: logging.LogRecord) -> bool:
-        return False
-
-    with ending_with(lambda: logger.removeFilter(nothing)):
-        logger.addFilter(nothing)
-        yield
-
-
-@contextmanager
-def unseen_by_checkpointing() -> Iterator[None]:
-    """Hide what the trace saves for backward: activation checkpointing counts such tensors."""
-    autograd: Any = torch._C._autograd
-    if not autograd._saved_tensors_hooks_is_enabled():  # as inside of torch.func.grad
-        yield
-        return
-
-    def itself(tensor: Tensor) -> Tensor:
-        return tensor
-
-    def remove() -> None:
-        while (top := autograd._top_saved_tensors_default_hooks(True)) and top[0] is itself:
-            autograd._pop_saved_tensors_default_hooks()
-
-    with ending_with(remove):
-        autograd._push_saved_tensors_default_hooks(itself, itself)
-        yield
-
-
 def _as_torch_says(error: Exception, module: torch.nn.Module, inputs: Inputs) -> Exception:
     """`error`, or what real tensors make of it where fake ones go another way."""
     norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
@@ -389,17 +245,9 @@ def _known(shape: Iterable[Any]) -> list[int]:
     return [size.node.hint if isinstance(size, torch.SymInt) else size for size in shape]
 
 
-def _is_wrapped(tensor: Tensor) -> bool:
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether the tensor is a fake one, or one of a ``torch.func`` transform."""
     return isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-
-
-def has_data(model: torch.nn.Module, inputs: Any) -> bool:
-    """Whether there are values to compute with everywhere."""
-    leaves = tree_leaves(inputs)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    tensors += [*model.parameters(), *model.buffers()]
-    empty = any(isinstance(leaf, Spec) for leaf in leaves)
-    return not empty and not any(tensor.is_meta or _is_wrapped(tensor) for tensor in tensors)
 
 
 def _dtypes(tree: Any) -> list[str]:

@@ -11,19 +11,18 @@ from typing import Any
 import torch
 
 from tlazy.arguments import check_model
-from tlazy.isolation import no_modes, same_randomness_after
+from tlazy.dry_run import DryRun, has_data
+from tlazy.isolation import (
+    no_modes,
+    quiet_fake_tensors,
+    same_randomness_after,
+    unseen_by_checkpointing,
+)
 from tlazy.nn import container
 from tlazy.nn.first_call import arm
 from tlazy.nn.revert import make_lazy_again
 from tlazy.plan import Trace
-from tlazy.recorder import (
-    DryRun,
-    Recorder,
-    UntraceableError,
-    has_data,
-    quiet_fake_tensors,
-    unseen_by_checkpointing,
-)
+from tlazy.recorder import Recorder, UntraceableError
 
 
 def trace(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Trace:

@@ -120,7 +120,7 @@ NO_TENSORS = {
     "sizes": ((8, 3), r"8, 3: pass a tensor, or for a trace tlazy\.Spec\(8, 3\)"),
     "a text": (("8,3",), r"'8,3': pass a tensor, or for a trace tlazy\.Spec\(\*shape\)"),
     "nothing": ((), r"nothing: pass a tensor"),
-    "the class": ((tlazy.Spec,), r"<class 'tlazy\.recorder\.Spec'>: pass a tensor"),
+    "the class": ((tlazy.Spec,), r"<class 'tlazy\.spec\.Spec'>: pass a tensor"),
 }
 
 
