@@ -662,4 +662,22 @@ MUTANTS = [
         "stride_di, OUT_C_UNIT, OUT_L_UNIT)",
         "stride_di, C_UNIT, L_UNIT)",
     ),
+    Mutant(
+        "samples counted before the first shift the taps",
+        "conv1d_tiled",
+        "padding -= before",
+        "padding -= 0",
+    ),
+    Mutant(
+        "a row of the next series",
+        "conv1d_tiled",
+        "(length + before) // X_STEP, groups",
+        "(length + before) // X_STEP + 1, groups",
+    ),
+    Mutant(
+        "rows of residues ended by the series' length alone",
+        "conv1d_tiled",
+        "return length % stride == 0 or padding == 0",
+        "return length >= stride or padding == 0",
+    ),
 ]

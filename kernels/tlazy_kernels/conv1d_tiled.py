@@ -83,13 +83,14 @@ def _conv1d_tiled_kernel(
     stride_yl,
     STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    WHOLE: tl.constexpr,  # every residue's rows end with the last sample, as in ends_together
     FORM: tl.constexpr,  # of x, as in form_on
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE_PREACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     TOGETHER: tl.constexpr,  # small groups in each group, whose filters are zero for the others
-    FLATTEN: tl.constexpr,  # one loop over all tiles' steps; STRIDE is 1
+    FLATTEN: tl.constexpr,  # one loop over all tiles' steps; x is one descriptor
     SUBTILES: tl.constexpr,
     F_UNIT: tl.constexpr,  # divides F, wherever filters lie
     C_UNIT: tl.constexpr,  # of y, both as in units.py
@@ -114,10 +115,15 @@ def _conv1d_tiled_kernel(
         ],
         [1, 1, BLOCK_F, BLOCK_C],
     )
-    if TRANSPOSED or STRIDE == 1:
+    X_STEP: tl.constexpr = 1 if TRANSPOSED else STRIDE
+    if WHOLE:
+        # So many samples before the first are counted as well, and never read.
+        before = (X_STEP - length % X_STEP) % X_STEP
+        padding -= before
         x = rows_of(
-            x_ptr, batch, length, groups, C, stride_xn, stride_xg, stride_xt,
-            1, FORM, BLOCK_N, BLOCK_L, BLOCK_C,
+            x_ptr - before * (tl.cast(stride_xt, tl.int64) * UNIT), batch,
+            (length + before) // X_STEP, groups, C, stride_xn, stride_xg, stride_xt,
+            X_STEP, FORM, BLOCK_N, BLOCK_L, BLOCK_C,
         )  # fmt: skip
     else:
         x = x_ptr
@@ -135,7 +141,7 @@ def _conv1d_tiled_kernel(
         acc = sum_tile(
             x, weight, batch, length, groups, C, taps, padding, dilation, period,
             stride_xn, stride_xg, stride_xt, n, row, residue, group, f, 0, C,
-            False, STRIDE, TRANSPOSED, FORM, PRECISION,
+            False, STRIDE, TRANSPOSED, WHOLE, FORM, PRECISION,
             BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
         )  # fmt: skip
         if TOGETHER > 1:  # noqa: SIM102
@@ -147,7 +153,7 @@ def _conv1d_tiled_kernel(
                         x, weight, batch, length, groups, C, taps, padding, dilation, period,
                         stride_xn, stride_xg, stride_xt, n, row, residue, group, f,
                         part * each, part * each + each,
-                        True, STRIDE, TRANSPOSED, FORM, PRECISION,
+                        True, STRIDE, TRANSPOSED, WHOLE, FORM, PRECISION,
                         BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
                     )  # fmt: skip
                     of_part = (f + tl.arange(0, BLOCK_F)) // (F // TOGETHER) == part
@@ -277,7 +283,7 @@ def tiled_steps(
     taps, residues = weight.shape[2], stride if transposed else 1
     rows = triton.cdiv(out_length, residues)
     filters, contracted = out_channels // groups, channels // groups
-    tiled = source.tiled
+    tiled, whole = source.tiled, transposed or ends_together(length, stride, padding)
     of_y = units(filters, out_length, y.element_size(), strides_of(y))
     apart = _written_apart(y, of_y, residues)
     config = config or conv1d_config(
@@ -337,6 +343,7 @@ def tiled_steps(
         {
             "STRIDE": stride,
             "TRANSPOSED": transposed,
+            "WHOLE": whole,
             "FORM": form_on(target, tiled),
             "ACTIVATION": activation,
             "HAS_BIAS": bias is not None,
@@ -344,7 +351,7 @@ def tiled_steps(
             "PRECISION": precision,
             "TOGETHER": together,
             # Copied by threads, the next tile's first operands would need more shared memory.
-            "FLATTEN": stride == 1 and together == 1 and target.copies_tiles,
+            "FLATTEN": whole and residues == 1 and together == 1 and target.copies_tiles,
             "SUBTILES": subtiles(config, target),
             "F_UNIT": math.gcd(filters, 8),
             **of_y,
@@ -357,6 +364,16 @@ def tiled_steps(
         num_stages=config.num_stages,
     )
     return [*source.buffers, *buffers], [*source.steps, *steps, step]
+
+
+def ends_together(length: int, stride: int, padding: int) -> bool:
+    """Whether one descriptor has the rows of every residue of the stride.
+
+    Counted back from the last sample they end together, and begin with samples before the first,
+    as many as make rows whole. Those are not zeros but what lies there: no tap may read them, which
+    only `padding` on the left would let one do.
+    """
+    return length % stride == 0 or padding == 0
 
 
 def _written_apart(y: Tensor, of_y: Mapping[str, int], residues: int) -> bool:

@@ -180,7 +180,7 @@ def _add_taps(
 
 @triton.jit
 def sum_tile(
-    x,  # its descriptor; for rows that lie apart a pointer, each residue then has a descriptor
+    x,  # its descriptor; unless it is WHOLE a pointer, each residue then has a descriptor
     weight,
     batch,
     length,
@@ -203,6 +203,7 @@ def sum_tile(
     ONLY_SOME: tl.constexpr,
     STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    WHOLE: tl.constexpr,
     FORM: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -212,14 +213,16 @@ def sum_tile(
 ):
     """The convolution for the rows and filters of a tile: shape (BLOCK_N * BLOCK_L, BLOCK_F)."""
     acc = tl.zeros((BLOCK_N * BLOCK_L, BLOCK_F), dtype=tl.float32)
-    lift = tl.cdiv(padding, STRIDE)
+    lift = tl.cdiv(tl.maximum(padding, 0), STRIDE)
     channel_blocks = tl.cdiv(C, BLOCK_C)
-    if TRANSPOSED or STRIDE == 1:
+    if WHOLE:
         first, every, count = 0, 1, taps
         # Triton makes one loop of two only where each tile is known to take as many steps.
         steps = taps * channel_blocks
         tl.assume(steps > 0)
-        if STRIDE > 1:  # the first tap that reaches positions of this residue, if any does
+        if (
+            TRANSPOSED and STRIDE > 1
+        ):  # the first tap that reaches positions of this residue, if any does
             first, every = taps, period
             for tap in range(tl.minimum(period, taps)):
                 if (residue + padding + (period * dilation - tap * dilation)) % STRIDE == 0:

@@ -134,7 +134,7 @@ def planted() -> Iterator[tuple[str, str, str, Launch]]:
         ("programs", "bfloat16", _convolution(resident=3)),
         ("asynchronous_copies", "bfloat16", _linear(outputs=1020, num_stages=1)),
         ("narrow_loads", "bfloat16", _linear(inputs=1023, BLOCK_K=64)),
-        ("narrow_stores", "bfloat16", _epilogue(L_UNIT=1)),
+        ("narrow_stores", "bfloat16", _epilogue(OUT_L_UNIT=1)),
         ("specialization", "bfloat16", _by_descriptors(specialized=True, num_warps=8)),
         ("scratch_memory", "bfloat16", _by_descriptors(allocates=False)),
         ("fusion", "bfloat16", _flattened(invariant=False)),

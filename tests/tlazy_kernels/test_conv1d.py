@@ -330,6 +330,23 @@ def test_a_nan_gradient_reaches_weights_that_meet_padding_alone(stride, right, l
     assert_all_agree(case, (x, weight, bias, grad))
 
 
+@pytest.mark.parametrize("padding", [(0, 0), (0, 3), (2, 0)], ids=str)
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_rows_a_stride_apart_end_where_the_series_does(stride, padding, dtype, device, monkeypatch):
+    """Series of every residue of the stride, between which and around which there is NaN."""
+    monkeypatch.setattr(launch, "_plans", {})
+    weight = random(16, 16, 5, dtype=dtype, device=device)
+    for length in range(16, 16 + stride):
+        room = torch.full((4, length + 8, 16), torch.nan, dtype=dtype, device=device)
+        x = room.mT[1:3, :, 4 : 4 + length]
+        x.copy_(random(2, 16, length, dtype=dtype, device=device))
+        for dilation in (1, 2):
+            assert_agrees(conv1d_forward, x, weight, None, stride, padding, dilation)
+        *_, plan = launch._plans.values()
+        *_, product = plan.steps
+        assert product.constants["WHOLE"] == (length % stride == 0 or padding[0] == 0)
+
+
 def test_channels_that_lie_beside_a_slice_are_not_read(dtype, device):
     """Descriptors reach to whole units of 16 bytes, which a slice of the channels may tear."""
     whole = random(2, 24, 16, dtype=dtype, device=device)
