@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from perf import record as recording
-from perf import resuming
+from perf import resuming, tasks, workers
 from perf.outcomes import read
 from tests.bench_record import row
 from tlazy import report
-from tlazy.bench import correctness, suites
+from tlazy.bench import correctness, rows, suites
 from tlazy.bench.machine import Ceilings
 from tlazy.bench.operations import Linear
 from tlazy.bench.problems import Problem
@@ -355,19 +355,19 @@ def fatal(run, path):
 def measure_with_a_fatal_kernel(path, device, names, deadline):
     """In a worker."""
     Linear.fused = fatal(Linear.fused, path)
-    recording.command.suite_problems = three_problems
-    return recording._measure(path, device, names, deadline)
+    tasks.command.suite_problems = three_problems
+    return tasks.measure_suites(path, device, names, deadline)
 
 
 def measure_with_a_fatal_reference(path, device, names, deadline):
     """In a worker: whoever is to be compared."""
     correctness.expected = fatal(correctness.expected, path)
-    recording.command.suite_problems = three_problems
-    return recording._measure(path, device, names, deadline)
+    tasks.command.suite_problems = three_problems
+    return tasks.measure_suites(path, device, names, deadline)
 
 
 def test_a_reference_that_ends_the_process_costs_its_own_rows_only(path, monkeypatch):
-    monkeypatch.setattr(recording, "_measure", measure_with_a_fatal_reference)
+    monkeypatch.setattr(tasks, "measure_suites", measure_with_a_fatal_reference)
     assert recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
     rows = report.load(path)["rows"]
     assert [row["problem"] for row in rows if row["status"] == "failed"] == ["fatal"] * 2
@@ -375,7 +375,7 @@ def test_a_reference_that_ends_the_process_costs_its_own_rows_only(path, monkeyp
 
 
 def test_a_kernel_that_ends_the_process_costs_its_own_row_only(path, monkeypatch):
-    monkeypatch.setattr(recording, "_measure", measure_with_a_fatal_kernel)
+    monkeypatch.setattr(tasks, "measure_suites", measure_with_a_fatal_kernel)
     assert recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
     content = report.load(path)
     status = {(row["problem"], row["peer"]): row["status"] for row in content["rows"]}
@@ -393,12 +393,12 @@ def pretend_to_compile(device, part, deadline):
 
 
 def test_kernels_are_compiled_beside_the_tests_on_a_gpu_and_no_longer(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "_compile", pretend_to_compile)
-    monkeypatch.setattr(recording, "COMPILERS", 2)
+    monkeypatch.setattr(tasks, "compile_kernels", pretend_to_compile)
+    monkeypatch.setattr(tasks, "COMPILERS", 2)
     monkeypatch.setenv("NOTES", str(tmp_path))
     with recording.compiling("cuda", float("inf")):
         end = time.monotonic() + 120
-        while len(found := list(tmp_path.iterdir())) < recording.COMPILERS:
+        while len(found := list(tmp_path.iterdir())) < tasks.COMPILERS:
             assert time.monotonic() < end
             time.sleep(0.1)
     started, parts = zip(*(path.name.split() for path in found), strict=True)
@@ -407,7 +407,7 @@ def test_kernels_are_compiled_beside_the_tests_on_a_gpu_and_no_longer(tmp_path, 
         process.join(30)
     assert not any(Path(f"/proc/{process}").exists() for process in started)
     with recording.compiling("cpu", float("inf")):
-        assert len(list(tmp_path.iterdir())) == recording.COMPILERS
+        assert len(list(tmp_path.iterdir())) == tasks.COMPILERS
 
 
 def test_every_problem_is_computed_by_one_of_those_that_compile(monkeypatch):
@@ -422,11 +422,11 @@ def test_every_problem_is_computed_by_one_of_those_that_compile(monkeypatch):
 
     monkeypatch.setattr(Linear, "fused", noting)
     problems = [Problem("goals", f"{m}", Linear(m, 4, 4), torch.float32) for m in range(1, 8)]
-    monkeypatch.setattr(recording.command, "suite_problems", lambda suite, device: problems)
-    for part in range(recording.COMPILERS):
-        recording._compile("cpu", part, float("inf"))
+    monkeypatch.setattr(tasks.command, "suite_problems", lambda suite, device: problems)
+    for part in range(tasks.COMPILERS):
+        tasks.compile_kernels("cpu", part, float("inf"))
     assert sorted(computed) == [(m, grad) for m in range(1, 8) for grad in (False, True)]
-    assert recording._compile("cpu", 0, time.monotonic() - 1) == recording.OUT_OF_TIME
+    assert tasks.compile_kernels("cpu", 0, time.monotonic() - 1) == workers.OUT_OF_TIME
 
 
 def hang(path, device, names, deadline):
@@ -434,8 +434,8 @@ def hang(path, device, names, deadline):
 
 
 def test_what_hangs_is_ended(path, monkeypatch, capsys):
-    monkeypatch.setattr(recording, "_measure", hang)
-    monkeypatch.setattr(recording, "STUCK_SECONDS", 1.0)
+    monkeypatch.setattr(tasks, "measure_suites", hang)
+    monkeypatch.setattr(workers, "STUCK_SECONDS", 1.0)
     assert not recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
     assert "hangs" in capsys.readouterr().err
 
@@ -443,20 +443,20 @@ def test_what_hangs_is_ended(path, monkeypatch, capsys):
 def test_a_record_that_was_left_alone_before_a_process_began_does_not_make_it_hang(path):
     hour = 3600.0
     os.utime(path, (time.time() - hour,) * 2)
-    left = recording._stuck_at(path, time.time()) - time.monotonic()
-    assert left == pytest.approx(recording.STUCK_SECONDS, abs=5)
-    left = recording._stuck_at(path, time.time() - 10) - time.monotonic()
-    assert left == pytest.approx(recording.STUCK_SECONDS - 10, abs=5)
+    left = workers._stuck_at(path, time.time()) - time.monotonic()
+    assert left == pytest.approx(workers.STUCK_SECONDS, abs=5)
+    left = workers._stuck_at(path, time.time() - 10) - time.monotonic()
+    assert left == pytest.approx(workers.STUCK_SECONDS - 10, abs=5)
     path.touch()
-    left = recording._stuck_at(path, time.time() - hour) - time.monotonic()
-    assert left == pytest.approx(recording.STUCK_SECONDS, abs=5)
+    left = workers._stuck_at(path, time.time() - hour) - time.monotonic()
+    assert left == pytest.approx(workers.STUCK_SECONDS, abs=5)
 
 
 def try_forever(path, device, names, deadline):
     """In a worker: try the problems "crashed", once, and "slow", which is not done in time."""
     record = Record.reopen(Path(path))
     problem = "slow" if record.rows else "crashed"
-    record.put(row("tlazy", None, problem=problem, note=recording.TRIED))
+    record.put(row("tlazy", None, problem=problem, note=rows.TRIED))
     if problem == "crashed":
         os._exit(11)
     Path(path).with_suffix(".slow").touch()
@@ -466,43 +466,44 @@ def try_forever(path, device, names, deadline):
 def test_what_the_budget_or_somebody_ended_is_measured_later_and_what_crashed_is_not(
     path, monkeypatch
 ):
-    monkeypatch.setattr(recording, "_measure", try_forever)
-    monkeypatch.setattr(recording, "OVERRUN_SECONDS", 0.0)
+    monkeypatch.setattr(tasks, "measure_suites", try_forever)
+    monkeypatch.setattr(workers, "OVERRUN_SECONDS", 0.0)
     began = path.with_suffix(".slow")
     # Once the second problem has begun, the deadline has come.
     clock = SimpleNamespace(
         monotonic=lambda: 12.0 * began.exists(), time=time.time, sleep=time.sleep
     )
-    monkeypatch.setattr(recording, "time", clock)
+    for module in (recording, workers):
+        monkeypatch.setattr(module, "time", clock)
     assert not recording.run_suites(path, "cpu", ("goals",), 12.0)
-    rows = report.load(path)["rows"]
-    assert {row["problem"]: (row["status"], row["note"]) for row in rows} == {
-        "crashed": ("failed", recording.TRIED),
-        "slow": ("not measured", recording.UNFINISHED),
+    content = report.load(path)
+    assert {row["problem"]: (row["status"], row["note"]) for row in content["rows"]} == {
+        "crashed": ("failed", rows.TRIED),
+        "slow": ("not measured", rows.UNFINISHED),
     }
 
 
 def test_a_worker_ends_with_the_recording_process():
-    code = "import time\nfrom perf import record\nrecord._work(time.sleep, (1000,), parent=-1)"
+    code = "import time\nfrom perf import workers\nworkers._work(time.sleep, (1000,), parent=-1)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), timeout=100)
-    assert done.returncode == recording.LOST
+    assert done.returncode == workers.LOST
 
 
 @pytest.fixture
 def resumed(tmp_path, monkeypatch):
     """Begins to go on with a record; gives what the worker answers."""
-    monkeypatch.setattr(recording.machine, "measure_ceilings", lambda *args: Ceilings(1e9, {}))
+    monkeypatch.setattr(tasks.machine, "measure_ceilings", lambda *args: Ceilings(1e9, {}))
 
     def begin(path):
         answer = tmp_path / "answer.json"
-        recording._begin(tmp_path / "elsewhere", "cpu", "another command", path, answer)
+        tasks.begin(tmp_path / "elsewhere", "cpu", "another command", path, answer)
         return json.loads(answer.read_text())
 
     return begin
 
 
 def test_a_record_is_gone_on_with_in_its_place(tmp_path, resumed):
-    record = recording._new_record(tmp_path / "out", CPU, "the first command")
+    record = tasks.new_record(tmp_path / "out", CPU, "the first command")
     record.content["ceilings"]["bandwidth"] = 2e9
     record.put(row("tlazy", 5.0))
     before = record.path.read_text()
@@ -516,7 +517,7 @@ def test_a_record_is_gone_on_with_in_its_place(tmp_path, resumed):
 
 
 def test_a_new_record_can_be_gone_on_with_before_any_test_has_run(tmp_path):
-    path = recording._new_record(tmp_path, CPU, "the first command").path
+    path = tasks.new_record(tmp_path, CPU, "the first command").path
     recording.check_resumable(path)
     tests = report.load(path)["tests"]
     count = len(recording.kernel_tests.files())
@@ -534,7 +535,7 @@ def test_a_new_record_can_be_gone_on_with_before_any_test_has_run(tmp_path):
 def test_a_record_of_another_device_or_of_other_versions_is_refused(
     changes, message, tmp_path, resumed
 ):
-    record = recording._new_record(tmp_path / "out", CPU, "the first command")
+    record = tasks.new_record(tmp_path / "out", CPU, "the first command")
     for part, values in changes.items():
         record.content[part] |= values
     record.write()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from perf import MAIN_SUITE
+from perf import MAIN_SUITE, tasks, workers
 from perf import record as recording
 from tests.fake_gpu import NAME, OnCPU
 from tests.tlazy.benchmarks import SteadyTimer
@@ -46,27 +46,27 @@ def tuned_gpu(gpu, monkeypatch):
 @pytest.fixture
 def steps(gpu, monkeypatch):
     """What a recording does and until when, noted in the place of doing it."""
-    steps = SimpleNamespace(order=[], until=[], tiles=None, measuring_ends_with=recording.DONE)
+    steps = SimpleNamespace(order=[], until=[], tiles=None, measuring_ends_with=workers.DONE)
 
     def note(name, *deadlines):
         steps.order.append(name)
         steps.until += deadlines
 
     def in_worker(task, values, record, deadline):
-        if task is recording._begin:
+        if task is tasks.begin:
             note("ceilings", deadline)
             return task(*values)
-        if task is recording._measure:
+        if task is tasks.measure_suites:
             note(values[2], values[3], deadline)
             return steps.measuring_ends_with
-        assert task is recording._tune
+        assert task is tasks.tune
         steps.tiles, until, done = values
         note("tiles", until, deadline)
         assert not done
-        return recording.DONE
+        return workers.DONE
 
     def started(task, values):
-        assert task is recording._compile
+        assert task is tasks.compile_kernels
         note("compiling", values[-1])
         return SimpleNamespace(kill=lambda: None, join=lambda timeout: None)
 
@@ -76,28 +76,28 @@ def steps(gpu, monkeypatch):
 
     clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: BEGIN})
     monkeypatch.setattr(recording, "time", clock)
-    monkeypatch.setattr(recording, "_in_worker", in_worker)
-    monkeypatch.setattr(recording, "_started", started)
+    monkeypatch.setattr(workers, "run", in_worker)
+    monkeypatch.setattr(workers, "started", started)
     monkeypatch.setattr(recording.kernel_tests, "run", run_tests)
-    monkeypatch.setattr(recording.machine, "measure_ceilings", lambda *args: Ceilings(1e12, {}))
+    monkeypatch.setattr(tasks.machine, "measure_ceilings", lambda *args: Ceilings(1e12, {}))
     monkeypatch.setattr(recording, "write_report", lambda path: note("report"))
     return steps
 
 
-@pytest.mark.parametrize("ends_with", [recording.DONE, recording.OUT_OF_TIME])
+@pytest.mark.parametrize("ends_with", [workers.DONE, workers.OUT_OF_TIME])
 def test_a_recording_takes_its_steps_in_order_and_within_its_budget(steps, tmp_path, ends_with):
     steps.measuring_ends_with = ends_with
     path = recording.record_all(MINUTES, tmp_path, "python -m perf.record")
     parts = {
         "ceilings": [0.25],
-        "compiling": [0.25] * recording.COMPILERS,
+        "compiling": [0.25] * tasks.COMPILERS,
         "tests": [0.25],
         tuple(SUITES): [0.85] * 2,
         "tiles": [0.96] * 2,
         "report": [],
     }
     assert [name for name, _ in itertools.groupby(steps.order)] == list(parts)
-    assert steps.order.count("compiling") == recording.COMPILERS
+    assert steps.order.count("compiling") == tasks.COMPILERS
     assert steps.until == [BEGIN + 60 * MINUTES * part for name in parts for part in parts[name]]
     assert all(BEGIN < until < BEGIN + 60 * MINUTES for until in steps.until)
     assert next(iter(SUITES)) == MAIN_SUITE
@@ -105,7 +105,7 @@ def test_a_recording_takes_its_steps_in_order_and_within_its_budget(steps, tmp_p
     assert path.parent == tmp_path / "pretended-h200"
     content = report.load(path)
     assert content["machine"]["device"] == NAME
-    assert content["complete"] == (ends_with == recording.DONE)
+    assert content["complete"] == (ends_with == workers.DONE)
 
 
 @pytest.fixture
@@ -115,13 +115,13 @@ def attempts(tmp_path, monkeypatch):
     attempts = SimpleNamespace(table=table, skipped=[], script=iter(()))
 
     def in_worker(task, values, record, deadline):
-        assert (task, values[:2], deadline) == (recording._tune, (str(table), 12.0), 12.0)
+        assert (task, values[:2], deadline) == (tasks.tune, (str(table), 12.0), 12.0)
         attempts.skipped.append(list(values[2]))
         code, outcomes = next(attempts.script)
         table.write_text(json.dumps({"outcomes": outcomes}))
         return code
 
-    monkeypatch.setattr(recording, "_in_worker", in_worker)
+    monkeypatch.setattr(workers, "run", in_worker)
     monkeypatch.setattr(recording, "time", SimpleNamespace(monotonic=lambda: 0.0))
     return attempts
 
@@ -129,15 +129,15 @@ def attempts(tmp_path, monkeypatch):
 FATAL = -11  # by a signal, as where a compiler crashes
 
 
-@pytest.mark.parametrize("code", [recording.LOST, FATAL])
+@pytest.mark.parametrize("code", [workers.LOST, FATAL])
 def test_a_tuner_that_ends_is_started_again_behind_what_ended_it(attempts, code):
     first = {"found": "1.10x", "fatal": TRIED}
-    attempts.script = iter([(code, first), (recording.DONE, {**first, "last": "1.20x"})])
+    attempts.script = iter([(code, first), (workers.DONE, {**first, "last": "1.20x"})])
     recording.search_tiles(attempts.table, 12.0, again=True)
     assert attempts.skipped == [[], ["found", "fatal"]]
 
 
-@pytest.mark.parametrize("code", [recording.DONE, recording.OUT_OF_TIME, recording.BAD_INPUT])
+@pytest.mark.parametrize("code", [workers.DONE, workers.OUT_OF_TIME, workers.BAD_INPUT])
 def test_a_tuner_that_is_done_is_not_started_again(attempts, code):
     attempts.script = iter([(code, {"found": "1.10x"})])
     recording.search_tiles(attempts.table, 12.0, again=True)
@@ -161,7 +161,7 @@ def test_a_tuner_is_started_so_often_and_no_more(attempts):
 def test_a_resumed_recording_goes_on_with_its_tiles_and_another_begins_anew(attempts, again):
     before = {"found": "1.10x", "broken": "left out: out of memory", "stopped": TRIED}
     attempts.table.write_text(json.dumps({"outcomes": before}))
-    attempts.script = iter([(recording.DONE, before)])
+    attempts.script = iter([(workers.DONE, before)])
     recording.search_tiles(attempts.table, 12.0, again=again)
     assert attempts.skipped == [[] if again else ["found", "broken"]]
 
@@ -178,10 +178,10 @@ def small_problems(suite, device):
 def test_the_recorders_tuner_searches_the_first_problems_that_are_not_done(
     tuned_gpu, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(recording.command, "suite_problems", small_problems)
-    monkeypatch.setattr(recording, "MOST_TUNED", 2)
+    monkeypatch.setattr(tasks.command, "suite_problems", small_problems)
+    monkeypatch.setattr(tasks, "MOST_TUNED", 2)
     path, done = tmp_path / "tiles.json", ["linear_forward, m 20", "linear_grad_input, m 21"]
-    assert recording._tune(str(path), float("inf"), done) == recording.DONE
+    assert tasks.tune(str(path), float("inf"), done) == workers.DONE
     table = json.loads(path.read_text())
     assert table["device"] == NAME
     assert [f"{entry['launcher']}, {entry['problem']}" for entry in table["entries"]] == [
@@ -193,7 +193,7 @@ def test_the_recorders_tuner_searches_the_first_problems_that_are_not_done(
     *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [e["launcher"] for e in table["entries"]]
     assert last == f"4 tiles in {path}"
-    assert recording._tune(str(path), time.monotonic() - 1, []) == recording.DONE
+    assert tasks.tune(str(path), time.monotonic() - 1, []) == workers.DONE
     assert json.loads(path.read_text()) == table
 
 
@@ -210,13 +210,13 @@ def lose_it_in_the_way_back(gpu, monkeypatch):
 
 @interpreted
 def test_the_recorders_tuner_tells_what_it_ended_by(tuned_gpu, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(recording.command, "suite_problems", small_problems)
+    monkeypatch.setattr(tasks.command, "suite_problems", small_problems)
     alien = tmp_path / "alien.json"
     alien.write_text("{}")
-    assert recording._tune(str(alien), float("inf"), []) == recording.BAD_INPUT
+    assert tasks.tune(str(alien), float("inf"), []) == workers.BAD_INPUT
     assert capsys.readouterr().err == f"{alien} is there, and no table of tiles\n"
     lose_it_in_the_way_back(tuned_gpu, monkeypatch)
-    assert recording._tune(str(tmp_path / "tiles.json"), float("inf"), []) == recording.LOST
+    assert tasks.tune(str(tmp_path / "tiles.json"), float("inf"), []) == workers.LOST
     assert capsys.readouterr().err.startswith("the GPU fails after linear_grad_input, m 20: CUDA")
 
 
