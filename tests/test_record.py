@@ -440,6 +440,16 @@ def test_what_hangs_is_ended(path, monkeypatch, capsys):
     assert "hangs" in capsys.readouterr().err
 
 
+def test_what_a_process_that_died_was_writing_does_not_stay(path, monkeypatch):
+    def dies_writing(*_):
+        path.with_name(f".{path.stem}-0123abcd.json").touch()
+        return workers.LOST
+
+    monkeypatch.setattr(workers, "run", dies_writing)
+    assert not recording.run_suites(path, "cpu", ("goals",), time.monotonic() + 100)
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_a_record_that_was_left_alone_before_a_process_began_does_not_make_it_hang(path):
     hour = 3600.0
     os.utime(path, (time.time() - hour,) * 2)

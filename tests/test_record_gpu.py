@@ -137,6 +137,20 @@ def test_a_tuner_that_ends_is_started_again_behind_what_ended_it(attempts, code)
     assert attempts.skipped == [[], ["found", "fatal"]]
 
 
+def test_what_a_tuner_that_died_was_writing_does_not_stay(attempts, monkeypatch):
+    def dies_writing(*_):
+        left.touch()
+        return FATAL
+
+    left = attempts.table.with_name(".tiles-0123abcd.json")
+    other = attempts.table.with_name(".tiles-notes.json")
+    other.touch()
+    monkeypatch.setattr(workers, "run", dies_writing)
+    recording.search_tiles(attempts.table, 12.0, again=True)
+    assert not left.exists()
+    assert other.exists()
+
+
 @pytest.mark.parametrize("code", [workers.DONE, workers.OUT_OF_TIME, workers.BAD_INPUT])
 def test_a_tuner_that_is_done_is_not_started_again(attempts, code):
     attempts.script = iter([(code, {"found": "1.10x"})])

@@ -218,14 +218,17 @@ def test_the_launchers_own_choice_stands_where_nothing_beats_it(tmp_path):
 
 @interpreted
 def test_what_looks_no_tile_up_is_left_out(tmp_path):
-    first_layer = Conv1d(2, 1, 400, 16, 10, 5, bias=False)
-    found = tuning.tune(
-        [problem(first_layer), problem()], CPU, tmp_path / "tiles.json", timer=Counting(100, -1)
-    )
-    assert "conv1d_forward" not in {entry["launcher"] for entry in found}
-    assert "linear_forward" in {entry["launcher"] for entry in found}
+    path = tmp_path / "tiles.json"
+    first_layer = problem(Conv1d(1, 1, 30, 16, 10, 5, bias=False), "first")
+    found = tuning.tune([first_layer, problem()], CPU, path, timer=Counting(100, -1))
+    launchers = [entry["launcher"] for entry in found]
+    assert launchers == ["conv1d_grad_input", *LINEAR]
+    without = "left out: a kernel of another kind serves it, without tiles"
+    assert tuning.outcomes(path)["conv1d_forward, first"] == without
+    assert tuning.outcomes(path)["conv1d_grad_weight, first"] == without
     long = replace(problem(depthwise(1, 2, 96, 12), "long"), dtype=torch.float16)
-    assert tuning.tune([long], CPU, tmp_path / "tiles.json", timer=Counting(100, -1)) == []
+    assert tuning.tune([long], CPU, path, timer=Counting(100, -1)) == []
+    assert set(tuning.outcomes(path).values()) == {without}
 
 
 @interpreted
