@@ -399,9 +399,8 @@ MUTANTS = [
     Mutant(
         "every tap reaches every residue",
         "conv1d_tiles",
-        "first, every = taps, period",
-        "first, every = 0, period",
-        tested_by="conv_transpose1d",
+        "                first = taps\n",
+        "                first = 0\n",
     ),
     Mutant(
         "sum rounded every tap, in a tile",
@@ -679,5 +678,11 @@ MUTANTS = [
         "conv1d_tiled",
         "return length % stride == 0 or padding == 0",
         "return length >= stride or padding == 0",
+    ),
+    Mutant(
+        "first taps of residues in the dilation's order",
+        "conv1d_tiles",
+        "* inverse % STRIDE",
+        "% STRIDE",
     ),
 ]

@@ -81,18 +81,14 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from _conv1d(
         "conv1d", dtype, (32, 512, 31_999), (512, 512, 3), stride=2, activation="gelu", **last
     )
-    # Rows that end with the last sample: one descriptor has those of both residues.
-    whole = _conv1d(
-        "conv1d",
-        dtype,
-        (32, 512, 32_000),
-        (512, 512, 3),
-        stride=2,
-        channels_last=True,
-        activation="gelu",
-        tag=" strided channels last",
+    # Whole rows, of which one descriptor has those of both residues, and as many taps for each.
+    even: dict[str, Any] = {"channels_last": True, "tag": " even channels last"}
+    whole = list(
+        _conv1d(
+            "conv1d", dtype, (32, 512, 32_000), (512, 512, 4), stride=2, activation="gelu", **even
+        )
     )
-    yield from _only("forward", whole)
+    yield from (*_only("forward", whole), *_only("grad_input", whole))
     # Groups that share a tile.
     small: dict[str, Any] = {"channels_last": True, "tag": " small groups channels last"}
     yield from _conv1d("conv1d", dtype, (32, 256, 8192), (256, 8, 3), activation="gelu", **small)

@@ -70,6 +70,7 @@ def _conv1d_tiled_kernel(
     padding,
     dilation,
     period,  # every so many taps, source rows have the same residue
+    inverse,  # of dilation modulo STRIDE, where they share no factor
     programs,
     stride_xn,
     stride_xg,
@@ -90,7 +91,7 @@ def _conv1d_tiled_kernel(
     SAVE_PREACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     TOGETHER: tl.constexpr,  # small groups in each group, whose filters are zero for the others
-    FLATTEN: tl.constexpr,  # one loop over all tiles' steps; x is one descriptor
+    FLATTEN: tl.constexpr,  # one loop over all tiles' steps, of which each takes as many
     SUBTILES: tl.constexpr,
     F_UNIT: tl.constexpr,  # divides F, wherever filters lie
     C_UNIT: tl.constexpr,  # of y, both as in units.py
@@ -139,9 +140,9 @@ def _conv1d_tiled_kernel(
         n = tile_of_series % batch_blocks * BLOCK_N
         group = tile_of_series // batch_blocks
         acc = sum_tile(
-            x, weight, batch, length, groups, C, taps, padding, dilation, period,
+            x, weight, batch, length, groups, C, taps, padding, dilation, period, inverse,
             stride_xn, stride_xg, stride_xt, n, row, residue, group, f, 0, C,
-            False, STRIDE, TRANSPOSED, WHOLE, FORM, PRECISION,
+            False, STRIDE, TRANSPOSED, WHOLE, FLATTEN, FORM, PRECISION,
             BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
         )  # fmt: skip
         if TOGETHER > 1:  # noqa: SIM102
@@ -151,9 +152,9 @@ def _conv1d_tiled_kernel(
                     each = C // TOGETHER
                     own = sum_tile(
                         x, weight, batch, length, groups, C, taps, padding, dilation, period,
-                        stride_xn, stride_xg, stride_xt, n, row, residue, group, f,
+                        inverse, stride_xn, stride_xg, stride_xt, n, row, residue, group, f,
                         part * each, part * each + each,
-                        True, STRIDE, TRANSPOSED, WHOLE, FORM, PRECISION,
+                        True, STRIDE, TRANSPOSED, WHOLE, False, FORM, PRECISION,
                         BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
                     )  # fmt: skip
                     of_part = (f + tl.arange(0, BLOCK_F)) // (F // TOGETHER) == part
@@ -281,11 +282,14 @@ def tiled_steps(
     (batch, channels, length), (_, out_channels, out_length) = x.shape, y.shape
     stride, (padding, _), dilation, groups = geometry
     taps, residues = weight.shape[2], stride if transposed else 1
+    period = stride // math.gcd(stride, dilation)
     rows = triton.cdiv(out_length, residues)
     filters, contracted = out_channels // groups, channels // groups
     tiled, whole = source.tiled, transposed or ends_together(length, stride, padding)
     of_y = units(filters, out_length, y.element_size(), strides_of(y))
     apart = _written_apart(y, of_y, residues)
+    # Elements apart leave no registers to start the next tile's loads beside its sum.
+    even = residues == 1 or (period == stride and taps % stride == 0 and not apart)
     config = config or conv1d_config(
         target,
         batch=batch,
@@ -331,7 +335,8 @@ def tiled_steps(
             taps,
             padding,
             dilation,
-            stride // math.gcd(stride, dilation),
+            period,
+            pow(dilation, -1, stride) if period == stride else 0,
             programs,
             tiled.stride_n,
             tiled.stride_g,
@@ -351,7 +356,7 @@ def tiled_steps(
             "PRECISION": precision,
             "TOGETHER": together,
             # Copied by threads, the next tile's first operands would need more shared memory.
-            "FLATTEN": whole and residues == 1 and together == 1 and target.copies_tiles,
+            "FLATTEN": whole and even and together == 1 and target.copies_tiles,
             "SUBTILES": subtiles(config, target),
             "F_UNIT": math.gcd(filters, 8),
             **of_y,

@@ -190,6 +190,7 @@ def sum_tile(
     padding,
     dilation,
     period,
+    inverse,
     stride_xn,
     stride_xg,
     stride_xt,
@@ -204,6 +205,7 @@ def sum_tile(
     STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     WHOLE: tl.constexpr,
+    FLATTEN: tl.constexpr,
     FORM: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -217,18 +219,22 @@ def sum_tile(
     channel_blocks = tl.cdiv(C, BLOCK_C)
     if WHOLE:
         first, every, count = 0, 1, taps
-        # Triton makes one loop of two only where each tile is known to take as many steps.
-        steps = taps * channel_blocks
-        tl.assume(steps > 0)
-        if (
-            TRANSPOSED and STRIDE > 1
-        ):  # the first tap that reaches positions of this residue, if any does
-            first, every = taps, period
-            for tap in range(tl.minimum(period, taps)):
-                if (residue + padding + (period * dilation - tap * dilation)) % STRIDE == 0:
-                    first = tap
-            count = tl.cdiv(taps - first, period)
-            steps = count * channel_blocks
+        if TRANSPOSED and STRIDE > 1:
+            # From the first tap on for which STRIDE divides residue + padding - tap * dilation.
+            every = period
+            if FLATTEN:
+                first = (residue + padding) * inverse % STRIDE
+                count = taps // STRIDE
+            else:
+                first = taps
+                for tap in range(tl.minimum(period, taps)):
+                    if (residue + padding + (period * dilation - tap * dilation)) % STRIDE == 0:
+                        first = tap
+                count = tl.cdiv(taps - first, period)
+        steps = count * channel_blocks
+        # Triton makes one loop of two only where the inner one is known to turn.
+        if FLATTEN or not (TRANSPOSED and STRIDE > 1):
+            tl.assume(steps > 0)
         acc = _add_taps(
             acc, x, weight, n, row, group, f, first, every, count, steps, padding, dilation, lift,
             residue, first_channel, last_channel, ONLY_SOME, STRIDE, TRANSPOSED, FORM,

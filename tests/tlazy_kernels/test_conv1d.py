@@ -54,6 +54,7 @@ TILED_CASES = [
     Convolution(2, 8, 8, 31, 3, stride=2),  # a last row that is not whole, and read
     Convolution(2, 8, 8, 32, 3, stride=2, padding=(2, 1)),
     Convolution(1, 16, 8, 50, 4, stride=3, padding=(4, 5), dilation=2),
+    Convolution(2, 8, 16, 49, 6, stride=3, padding=(4, 5), dilation=2),  # 2 taps for each residue
     Convolution(2, 8, 8, 37, 5, stride=4, padding=(1, 1), dilation=6),  # two residues of four
     Convolution(2, 8, 8, 30, 2, stride=5),  # samples that no tap reads
     Convolution(2, 8, 8, 3, 2, stride=7, padding=(9, 9), dilation=4),  # rows without samples
