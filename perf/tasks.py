@@ -8,9 +8,10 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from tlazy.bench.suites import SUITES
 from tlazy.errors import UserError
 from tlazy.outputs import check_writable
 from tlazy.report.earlier import check_same_device
+from tlazy_kernels import launch
 
 MOST_TUNED = 8
 # Processes that compile while the tests run, for whom, and the part of the GPU's memory of each.
@@ -117,19 +119,33 @@ def _problems(suites: Sequence[str], device: torch.device) -> list[Problem]:
 
 
 def compile_kernels(device: str, part: int, deadline: float) -> int:
-    """Compute every COMPILERS-th problem once, by what compiles kernels for it."""
+    """Compile what every COMPILERS-th problem needs: of the main suite, then of all others as far
+    as it is tlazy's, which is compiled on all cores at once."""
     where = torch.device(device)
     if device == "cuda":
         torch.cuda.set_per_process_memory_fraction(MEMORY_OF_COMPILER)
-    for problem in _problems((MAIN_SUITE,), where)[part::COMPILERS]:
-        for peer, which in itertools.product(COMPILED, problem.passes):
+    for problem in _problems(tuple(SUITES), where)[part::COMPILERS]:
+        compiled = COMPILED if problem.suite == MAIN_SUITE else ("tlazy",)
+        for peer, which in itertools.product(compiled, problem.passes):
             if time.monotonic() > deadline:
                 return OUT_OF_TIME
             if peer in default_peers(problem, where):
                 # Too large for its share of the memory, or broken: measuring it will say so.
-                with suppress(Exception):
+                with suppress(Exception), _ahead(peer):
                     compute_once(problem, which, peer, where)
     return DONE
+
+
+@contextmanager
+def _ahead(peer: str) -> Iterator[None]:
+    """Inside, tlazy compiles and does not compute: also on the way back, in this very thread."""
+    autograd: Any = torch.autograd
+    with autograd.set_multithreading_enabled(False):
+        if peer == "tlazy":
+            with launch.compiling_ahead():
+                yield
+        else:
+            yield
 
 
 def tune(path: str, deadline: float, done: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ from tlazy.bench.machine import Ceilings
 from tlazy.bench.operations import Linear
 from tlazy.bench.problems import Problem
 from tlazy.bench.record import Record
+from tlazy_kernels import launch
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -427,6 +428,35 @@ def test_every_problem_is_computed_by_one_of_those_that_compile(monkeypatch):
         tasks.compile_kernels("cpu", part, float("inf"))
     assert sorted(computed) == [(m, grad) for m in range(1, 8) for grad in (False, True)]
     assert tasks.compile_kernels("cpu", 0, time.monotonic() - 1) == workers.OUT_OF_TIME
+
+
+def test_other_suites_are_compiled_for_tlazy_alone_which_launches_nothing_meanwhile(monkeypatch):
+    done = []
+
+    def noting(problem, which, peer, device):
+        threads = torch.autograd.is_multithreading_enabled()
+        done.append((problem.suite, peer, launch._compiling_ahead, threads))
+
+    linear = Linear(8, 4, 4)
+    monkeypatch.setattr(
+        tasks.command,
+        "suite_problems",
+        lambda suite, device: [
+            Problem(suite, suite, linear, torch.float32, exact=suite != "goals")
+        ],
+    )
+    monkeypatch.setattr(tasks, "SUITES", {"goals": None, "models": None})
+    monkeypatch.setattr(tasks, "default_peers", lambda problem, device: ("tlazy", "compile"))
+    monkeypatch.setattr(tasks, "compute_once", noting)
+    for part in range(tasks.COMPILERS):
+        tasks.compile_kernels("cpu", part, float("inf"))
+    assert set(done) == {
+        ("goals", "tlazy", True, False),
+        ("goals", "compile", False, False),
+        ("models", "tlazy", True, False),
+    }
+    assert torch.autograd.is_multithreading_enabled()
+    assert not launch._compiling_ahead
 
 
 def hang(path, device, names, deadline):
