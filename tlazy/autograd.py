@@ -22,7 +22,6 @@ from tlazy import ops
 from tlazy.dispatch import unnoticed
 from tlazy.ops import LIBRARY, Operator
 from tlazy_kernels import checks, layouts, reference
-from tlazy_kernels.layouts import FEW_CHANNELS
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
 
@@ -211,8 +210,7 @@ def _conv1d_setup(ctx: Any, inputs: Sequence, output: tuple[Tensor, Tensor | Non
 def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, saved = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
-    *_, groups, padding_mode = ctx.settings
-    depthwise = ctx.group_channels == 1 and padding_mode == "zeros"
+    depthwise = ctx.group_channels == 1 and ctx.settings[-1] == "zeros"
     if depthwise and dy is not None and dz is None and not torch.is_grad_enabled():
         _check_saved(saved, ctx.activation)
         sizes = (ctx.input_length, ctx.kernel_size, *ctx.settings[:-1])
@@ -220,11 +218,8 @@ def _conv1d_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Te
         run = _shortest(ops.depthwise_backward, *tensors)
         found = run(*tensors, *sizes, ctx.activation, needs, ctx.channels_last)
         return *(t if n else None for t, n in zip(found, needs, strict=True)), *(None,) * 8
-    products = needs_x or needs_weight
-    if ctx.kernel_size == 1 or ctx.group_channels <= FEW_CHANNELS:
-        products = False  # they read rows as they lie
-    tiles = (groups, 1) if products else None
-    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias, tiles)
+    for_tiles = _for_tiles(ctx, dy, saved, step=1)
+    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias, for_tiles)
     if g is None:
         return (None,) * 11
     grad_x = grad_weight = None
@@ -242,7 +237,8 @@ def _conv_transpose1d_setup(
 ) -> None:
     x, weight, bias, stride, padding, output_padding, dilation, groups, activation, save = inputs
     ctx.samples, zeros = checks.adjoint_conv1d(output[0].shape[2], padding, output_padding)
-    ctx.settings, ctx.kernel_size = (stride, zeros, dilation, groups, "zeros"), weight.shape[2]
+    ctx.settings = (stride, zeros, dilation, groups, "zeros")
+    ctx.group_channels, ctx.kernel_size = weight.shape[0] // groups, weight.shape[2]
     ctx.channels_last = layouts.is_channels_last(x)
     _forward_setup(ctx, x, weight, bias, activation, save, output)
 
@@ -252,9 +248,8 @@ def _conv_transpose1d_backward(
 ) -> tuple[Tensor | None, ...]:
     x, weight, saved = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    stride, *_, groups, _ = ctx.settings
-    tiles = (groups, stride) if needs_x or needs_weight else None
-    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias, tiles)
+    for_tiles = _for_tiles(ctx, dy, saved, step=ctx.settings[0])
+    g, grad_bias = _epilogue_backward(dy, dz, saved, ctx.activation, needs_bias, for_tiles)
     if g is None:
         return (None,) * 10
     if ctx.samples != g.shape[2]:
@@ -300,24 +295,20 @@ def _epilogue_backward(
     saved: Tensor | None,
     activation: str | None,
     bias: bool,
-    tiles: tuple[int, int] | None = None,
+    for_tiles: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the preactivation, shape (outer, channels, ...), and of the bias.
 
     `dz` is only there in a second derivative, where the pass must be differentiable itself: then
-    it is composed of ATen's operators, else it is one kernel. Both products of a convolution read
-    the former in `tiles` of so many groups, with rows so many samples apart: where each would make
-    the same copy for that, this pass makes it.
+    it is composed of ATen's operators, else it is one kernel, which leaves the former `for_tiles`
+    where that is asked for.
     """
     if dy is None:
         return dz, None if dz is None or not bias else reference.sum_of_channels(dz)
     _check_saved(saved, activation)
-    composed = dz is not None or torch.is_grad_enabled()
-    lies = dy if activation is None or saved is None else saved
-    for_tiles = not composed and tiles is not None and layouts.copied_for_tiles(lies, *tiles)
-    if not (bias or for_tiles or dz is not None or activation is not None):
+    if dz is None and activation is None and not bias and not for_tiles:
         return dy, None
-    if not composed:
+    if dz is None and not torch.is_grad_enabled():
         run = _shortest(ops.epilogue_backward, dy, saved)
         g, grad_bias = run(dy, saved, activation, bias, for_tiles)
         return dy if activation is None and not for_tiles else g, grad_bias if bias else None
@@ -325,6 +316,16 @@ def _epilogue_backward(
     g = dy if g is None else g
     g = g if dz is None else g + dz
     return g, reference.sum_of_channels(g) if bias else None
+
+
+def _for_tiles(ctx: Any, dy: Tensor | None, saved: Tensor | None, step: int) -> bool:
+    """Whether both products of a convolution would make the same copy of the gradient that they
+    read, with rows `step` samples apart: then the pass that computes it leaves it like that."""
+    if dy is None or torch.is_grad_enabled() or not any(ctx.needs_input_grad[:2]):
+        return False
+    lies = dy if ctx.activation is None or saved is None else saved
+    groups = ctx.settings[3]
+    return layouts.copied_for_tiles(lies, groups, step, ctx.group_channels, ctx.kernel_size)
 
 
 def _pass(operator: Operator, first: Tensor, second: Tensor, *settings: Any) -> Any:

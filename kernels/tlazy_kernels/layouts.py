@@ -26,6 +26,9 @@ LEAST_COPY = 1 << 18
 # Convolutions of so few input channels have kernels of their own, which read rows as they lie.
 FEW_CHANNELS = 4
 
+# Of one tap, so many channels read each element once, by a tile of a gather.
+FEW_OF_ONE_TAP = 64
+
 # A tile may start at any element of a row that begins with a unit; Triton's interpreter denies it.
 ANY_START = not INTERPRETED
 
@@ -107,11 +110,13 @@ def tiled(x: Tensor, groups: int) -> Tiled | None:
     return Tiled("channels_last" if channels_last else "channels_first", *strides)
 
 
-def copied_for_tiles(x: Tensor, groups: int, step: int) -> bool:
+def copied_for_tiles(x: Tensor, groups: int, step: int, across: int, taps: int) -> bool:
     """Whether products whose rows lie `step` samples apart would each copy a tensor with the shape
     and the layout of x (N, C, L), dense, to channels last before they read it in tiles.
 
-    Of sizes that a compiler does not know yet the answer is no.
+    The convolution between x and its other side has so many channels `across` in a group and so
+    many taps: of few, rows are read as they lie. Of sizes that a compiler does not know yet the
+    answer is no.
     """
     _, channels, length = x.shape
     elements, unit = x.numel(), UNIT_BYTES // x.element_size()
@@ -120,6 +125,7 @@ def copied_for_tiles(x: Tensor, groups: int, step: int) -> bool:
         and elements >= LEAST_COPY
         and (step > 1 or length % unit != 0)
         and channels // groups % unit == 0
+        and across > (FEW_CHANNELS if taps > 1 else FEW_OF_ONE_TAP)
         and not is_channels_last(x)
     )
 

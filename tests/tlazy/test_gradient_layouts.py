@@ -141,17 +141,22 @@ def copied(monkeypatch) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(
-    ("noun", "settings", "length"),
-    [("conv1d", {}, 7), ("conv_transpose1d", {}, 17), ("conv_transpose1d", {"stride": 2}, 28)],
+    ("noun", "shape", "settings", "length"),
+    [
+        ("conv1d", (8, 8, 6), {}, 7),
+        ("conv1d", (8, 72, 1), {"padding": 1}, 14),
+        ("conv_transpose1d", (8, 8, 6), {}, 17),
+        ("conv_transpose1d", (8, 8, 6), {"stride": 2}, 28),
+    ],
     ids=str,
 )
 def test_an_output_gradient_that_tiles_cannot_be_of_is_not_copied(
-    noun, settings, length, bias, activation, loss, copied, device, exact_fp32
+    noun, shape, settings, length, bias, activation, loss, copied, device, exact_fp32
 ):
     """The pass that computes it leaves it as the products of both gradients read it: with channels
     for neighbours, where rows are no whole units, or read a stride apart."""
-    x = random(3, 8, 12, dtype=torch.float32, device=device).requires_grad_()
-    weight = random(8, 8, 6, dtype=torch.float32, device=device, seed=1).requires_grad_()
+    x = random(3, shape[1], 12, dtype=torch.float32, device=device).requires_grad_()
+    weight = random(*shape, dtype=torch.float32, device=device, seed=1).requires_grad_()
     b = random(8, dtype=torch.float32, device=device, seed=2).requires_grad_() if bias else None
     with tlazy.backend("triton"):
         y = getattr(F, noun)(x, weight, b, activation=activation, **settings)
@@ -171,7 +176,7 @@ def test_an_output_gradient_that_tiles_cannot_be_of_is_not_copied(
     ("shape", "settings", "needs"),
     [
         ((8, 8, 6), {}, "bias"),
-        ((8, 8, 1), {}, "all"),
+        ((8, 64, 1), {}, "all"),
         ((16, 4, 6), {"groups": 2}, "all"),
         ((6, 8, 6), {}, "all"),
         ((8, 8, 6), {"padding": 1, "dilation": 2}, "all"),
@@ -191,7 +196,9 @@ def test_a_gradient_that_nobody_would_copy_stays_as_it_is(
 
     monkeypatch.setattr(launch.Step, "run", noted)
     length = 16 if shape == (8, 8, 6) and settings else 12
-    x = random(3, 8, length, dtype=torch.float32, device=device).requires_grad_(needs == "all")
+    channels = shape[1] * settings.get("groups", 1)
+    x = random(3, channels, length, dtype=torch.float32, device=device)
+    x.requires_grad_(needs == "all")
     weight = random(*shape, dtype=torch.float32, device=device).requires_grad_(needs == "all")
     bias = random(shape[0], dtype=torch.float32, device=device).requires_grad_()
     with tlazy.backend("triton"):
