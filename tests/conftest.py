@@ -7,6 +7,7 @@ of the kernels on the CPU and fails a test whose kernel leaves its tensors or ra
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -33,6 +34,9 @@ except ModuleNotFoundError:
 
 if INTERPRETED:
     quicken()
+
+# Ctrl-C ends a program in the foreground of a shell, where tests that raise it want to be.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for profile, examples in (("default", 6 if EMULATED else 20), ("thorough", 1000)):
     hypothesis.settings.register_profile(

@@ -118,7 +118,7 @@ def _present(like: Tensor, found: Iterable[Tensor | None]) -> tuple[Tensor, ...]
 
 
 def _fake_epilogue_backward(
-    grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool, for_tiles: bool
+    grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool, for_tiles: bool = False
 ) -> tuple[Tensor, ...]:
     g = None
     if for_tiles:
@@ -255,8 +255,8 @@ def _conv1d_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: A
 
 epilogue_backward = _register(
     "epilogue",
-    "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias, bool for_tiles)"
-    " -> (Tensor g, Tensor grad_bias)",
+    "epilogue_backward(Tensor grad, Tensor? saved, str? activation, bool bias,"
+    " bool for_tiles=False) -> (Tensor g, Tensor grad_bias)",
     _fake_epilogue_backward,
 )
 linear_forward = _register(

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: the first one stops a run, and nothing stops what is left to do then."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -37,3 +38,14 @@ def test_a_signal_that_a_shell_keeps_from_its_background_stays_ignored():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_in_another_thread_signals_stay_with_the_main_one():
+    before = [signal.getsignal(each) for each in STOPPING]
+
+    def within():
+        with stoppable():
+            return [signal.getsignal(each) for each in STOPPING]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(within).result() == before

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tlazy_kernels.convolutions import Convolution
-from tlazy_kernels import conv1d, copies, environment
+from tlazy_kernels import conv1d, conv1d_tiled, copies, environment
 from tlazy_kernels.configs import (
     TARGET_PROGRAMS,
     TileConfig,
@@ -197,7 +197,7 @@ def test_a_gather_pays_for_the_taps_that_a_stride_skips(monkeypatch):
         seen.append(reads)
         return True
 
-    monkeypatch.setattr(conv1d, "copy_pays", pays)
+    monkeypatch.setattr(conv1d_tiled, "copy_pays", pays)
     case = Convolution(32, 1, 512, 160_000, 10, stride=5)
     _, weight, _, grad = (torch.empty(s, device="meta") for s in case.shapes)
     geometry, how = Geometry(*case.settings), ("zeros", None, None, "ieee", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,11 @@ def stoppable() -> Iterator[None]:
     """Inside, the first signal of STOPPING raises; a further one leaves the rest undisturbed.
 
     A signal that the process was started to ignore, as in a shell's background, stays ignored.
+    Signals reach the main thread alone: in any other this does nothing.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, frame: Any) -> None:
         for each in before:
@@ -32,7 +37,7 @@ def stoppable() -> Iterator[None]:
         raise Stopped(number)
 
     before = {number: signal.getsignal(number) for number in STOPPING}
-    before = {number: now for number, now in before.items() if now is not signal.SIG_IGN}
+    before = {number: now for number, now in before.items() if now not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, stop)
     try:
