@@ -20,6 +20,7 @@ from typing import Any
 
 from perf.outcomes import STARTED, read
 from tlazy.errors import counted
+from tlazy_kernels.environment import cores
 
 ROOT = Path(__file__).parent.parent
 # In order of importance; a file counts where it first appears.
@@ -89,7 +90,7 @@ def run(
     """
     begin = time.monotonic()
     # Compiling takes most of the time, on the host: a third of it is left for who else compiles.
-    at_once = max(1, 2 * (os.cpu_count() or 1) // 3)
+    at_once = max(1, 2 * cores() // 3)
     before = before or nothing_yet(tests)
 
     def summary() -> Summary:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor
 
 from perf import MAIN_SUITE, kernel_tests
 from perf.workers import BAD_INPUT, DONE, LOST, OUT_OF_TIME
@@ -138,9 +139,13 @@ def compile_kernels(device: str, part: int, deadline: float) -> int:
 
 @contextmanager
 def _ahead(peer: str) -> Iterator[None]:
-    """Inside, tlazy compiles and does not compute: also on the way back, in this very thread."""
+    """Inside, tlazy compiles and does not compute: also on the way back, in this very thread.
+
+    torch's compiler keeps no choice that it makes by time, on a GPU that others use as well.
+    """
     autograd: Any = torch.autograd
-    with autograd.set_multithreading_enabled(False):
+    kept = inductor.patch(autotune_local_cache=False)
+    with kept, autograd.set_multithreading_enabled(False):
         if peer == "tlazy":
             with launch.compiling_ahead():
                 yield

@@ -29,6 +29,7 @@ class FakeGPU:
         captured: seconds of each launch into the graph that is being captured.
         capturable: whether calls may be captured at all.
         lost: whether every further wait fails, as after an illegal memory access.
+        open_pools: of memory, for captures that have not ended; released_pools: given back.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,8 @@ class FakeGPU:
         self.captured: list[float] | None = None
         self.capturable = True
         self.lost = False
+        self.open_pools: list[object] = []
+        self.released_pools: list[object] = []
         self.stream: Any = SimpleNamespace(default=True, wait_stream=lambda other: None)
         self.emptied = 0
 
@@ -82,8 +85,10 @@ class FakeGPU:
                 gpu.run(sum(self.nodes), launch=10e-6)
 
         class Capture:
-            def __init__(self, graph: Graph, stream: Any) -> None:
-                self.graph = graph
+            """Where it fails, its end hides why, and the allocator goes on as if it had no end."""
+
+            def __init__(self, graph: Graph, pool: Any, stream: Any) -> None:
+                self.graph, self.pool = graph, pool
                 assert stream is gpu.stream
 
             def __enter__(self) -> None:
@@ -92,9 +97,13 @@ class FakeGPU:
                 if not gpu.capturable:
                     raise RuntimeError("operation not permitted\nwhen stream is capturing")
                 gpu.captured = []
+                gpu.open_pools.append(self.pool)
 
-            def __exit__(self, *error: object) -> None:
+            def __exit__(self, kind: Any, *error: object) -> None:
                 self.graph.nodes, gpu.captured = gpu.captured or [], None
+                if kind is not None:
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                gpu.open_pools.remove(self.pool)
 
         class Stream:
             default = False
@@ -121,6 +130,8 @@ class FakeGPU:
             "Event": Event,
             "CUDAGraph": Graph,
             "graph": Capture,
+            "graph_pool_handle": object,
+            "current_device": lambda: 0,
             "Stream": Stream,
             "stream": OnStream,
             "current_stream": lambda device=None: gpu.stream,
@@ -134,6 +145,12 @@ class FakeGPU:
         }
         for name, answer in answers.items():
             monkeypatch.setattr(torch.cuda, name, answer)
+        ends: dict[str, Callable[..., Any]] = {
+            "_cuda_endAllocateToPool": lambda device, pool: self.open_pools.remove(pool),
+            "_cuda_releasePool": lambda device, pool: self.released_pools.append(pool),
+        }
+        for name, end in ends.items():
+            monkeypatch.setattr(torch._C, name, end, raising=False)
         monkeypatch.setattr(torch, "Generator", Generator)
 
     def _empty_cache(self) -> None:

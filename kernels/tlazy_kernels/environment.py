@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,6 +24,21 @@ if HAS_TRITON:
     import triton
 
     INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+# What a container may use: microseconds of processor time in so many, or "max".
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def cores() -> int:
+    """Processor cores that this process may use: fewer than the host has in a container."""
+    found = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        found = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):  # no such file, or no limit
+        quota, period = map(int, QUOTA.read_text(encoding="ascii").split())
+        found = min(found, max(1, quota // period))
+    return found
 
 
 def dot_precision(dtype: torch.dtype, family: Literal["matmul", "conv"]) -> str:

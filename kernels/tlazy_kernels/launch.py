@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from tlazy_kernels.environment import check_device
+from tlazy_kernels.environment import check_device, cores
 from tlazy_kernels.handles import Handle, handle_of, with_scratch
 from tlazy_kernels.memory import Allocator, allocator
 from tlazy_kernels.targets import target_of
@@ -92,9 +91,10 @@ class Step:
     def run(self, tensors: Sequence[Tensor | None], empty: Allocator) -> None:
         """Launch by Triton's own way, which compiles and tells profilers, and keep a handle."""
         arguments = [*[tensors[i] for i in self.tensors], *self.scalars]
-        if _compiling_ahead:
+        if _compiled_ahead is not None:
             if isinstance(self.kernel, JITFunction):  # the interpreter's have nothing to compile
-                self.kernel.warmup(*arguments, grid=self.grid, **self.constants, **self.options)
+                settings: dict[str, Any] = {**self.constants, **self.options}
+                _compiled_ahead.append(self.kernel.warmup(*arguments, grid=self.grid, **settings))
             return
         launch = self.kernel[self.grid]
         found = with_scratch(empty, lambda: launch(*arguments, **self.constants, **self.options))
@@ -140,7 +140,7 @@ class Plan(NamedTuple):
 Planner = Callable[..., Plan]
 
 _plans: dict[tuple, Plan] = {}
-_compiling_ahead = False
+_compiled_ahead: list[Any] | None = None  # inside ``compiling_ahead``
 
 
 def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) -> list[Any]:
@@ -189,16 +189,21 @@ def compiling_ahead() -> Iterator[None]:
     What launchers return meanwhile is unset. A kernel that cannot be compiled says so where it is
     launched.
     """
-    global _compiling_ahead
-    _compiling_ahead = True
+    global _compiled_ahead
+    compiled = _compiled_ahead = []
     try:
-        with (
-            ThreadPoolExecutor(os.cpu_count()) as pool,
-            triton.AsyncCompileMode(pool, ignore_errors=True),
-        ):
-            yield
+        with ThreadPoolExecutor(cores()) as pool:
+            with triton.AsyncCompileMode(pool, ignore_errors=True):
+                yield
+            list(pool.map(_make_ready, compiled))
     finally:
-        _compiling_ahead = False
+        _compiled_ahead = None
+
+
+def _make_ready(kernel: Any) -> None:
+    """Load it, and build what launches it, which for some versions of Triton takes a compiler."""
+    with suppress(Exception):
+        getattr(kernel, "result", lambda: kernel)().run  # noqa: B018
 
 
 def forget_plans() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from tlazy_kernels.catalogue import DTYPES
+from tlazy_kernels.environment import cores
 from tlazy_kernels.machine_code import instruction_mixes, usage
 from tlazy_kernels.recording import Launch
 from tlazy_kernels.targets import TARGETS
@@ -112,7 +112,7 @@ def compiled_together(work: Iterable[tuple[str, str, str, Launch]]) -> list[Comp
     ``targets.TARGETS``, in as many threads as there are cores."""
     work = list(work)  # before the first is compiled
     one_at_a_time = mock.patch.object(JITFunction, "parse", _locked(JITFunction.parse))
-    with one_at_a_time, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with one_at_a_time, ThreadPoolExecutor(cores()) as pool:
         found = list(pool.map(lambda item: _compiled(*item), work))
     mixes = instruction_mixes([asm for _, asm in found])
     return [replace(row, mix=mix) for (row, _), mix in zip(found, mixes, strict=True)]

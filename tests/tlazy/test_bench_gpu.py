@@ -87,7 +87,28 @@ def test_a_call_that_waits_for_the_device_cannot_be_captured(gpu):
         gpu.run(4e-6)
         gpu.synchronize()
 
-    assert "no CUDA graph" in timed(gpu, [waiting])[1]
+    _, note = timed(gpu, [waiting])
+    assert note == (
+        "timed with its launches: no CUDA graph (operation not permitted when stream is capturing)"
+    )
+    assert not gpu.open_pools
+    assert len(gpu.released_pools) == 1
+
+
+@pytest.mark.parametrize("call", [10e-6, 0.4e-3, 3e-3])
+def test_replays_take_no_longer_than_they_are_given_unless_one_does(gpu, call):
+    def network():
+        for _ in range(200):
+            gpu.run(call / 200, launch=20e-6)
+
+    with own_stream(GPU):
+        sample, note = DeviceTimer(gpu.clock).prepare([network] * 50)
+        assert note == "CUDA graph replay"
+        begin = gpu.now
+        samples = sample(0.05)
+    assert samples
+    assert samples == pytest.approx([call] * len(samples), rel=0.05)
+    assert gpu.now - begin <= max(0.05, 50 * call) * 1.1
 
 
 @pytest.mark.parametrize("sets", [1, 3, 50])

@@ -16,7 +16,7 @@ import triton
 from tests import EMULATED
 from tests.tlazy_kernels.agreement import random
 from tests.tlazy_kernels.subprocesses import launched
-from tlazy_kernels import handles, launch, linear, matmul, tuned
+from tlazy_kernels import environment, handles, launch, linear, matmul, tuned
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.environment import dot_precision
@@ -392,3 +392,12 @@ def test_every_launcher_with_tiles_looks_for_measured_ones(plans, x):
         sizes = f"1 32 32 32 {32 // groups} 3 32 1 1 1 1 {groups} {precision} first aligned"
         names = ("conv1d_forward", "conv1d_grad_input", "conv1d_grad_weight")
         assert keys == [f"{name} float32 {sizes}" for name in names]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max 100000", 8), ("150000 100000", 1), ("", 8)])
+def test_a_container_has_as_many_cores_as_it_may_use(limit, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda process: {*range(8)})
+    monkeypatch.setattr(environment, "QUOTA", tmp_path / "cpu.max")
+    assert environment.cores() == 8
+    environment.QUOTA.write_text(limit)
+    assert environment.cores() == expected

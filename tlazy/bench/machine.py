@@ -19,6 +19,7 @@ import torch
 import tlazy
 from tlazy.bench.timing import Timer, own_stream, timer_for
 from tlazy.errors import counted
+from tlazy_kernels.environment import cores
 from tlazy_kernels.roofline import Cost, Device, Precision, datasheet
 
 COPIED_BYTES = {"cuda": 2**31, "cpu": 2**27}
@@ -139,7 +140,6 @@ def _or_none(measure: Any) -> float | None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The device and its host, as a record holds them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
@@ -148,7 +148,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "kind": device.type,
         "processor": processor(),
-        "cores": cores,
+        "cores": cores(),
         "memory_bytes": memory,
     }
 

@@ -11,9 +11,9 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -196,7 +196,8 @@ class DeviceTimer:
                 captured = _capture(kept)
         except Exception as error:  # whatever a library does that a capture forbids
             torch.cuda.synchronize()
-            reason = " ".join(str(error).split())[:80]
+            cause = error.__context__ or error  # the end of a capture only says that it failed
+            reason = " ".join(str(cause).split())[:80]
             note = f"timed with its launches: no CUDA graph ({reason})"
             return by_events, note
         return lambda seconds: self._replays(captured, seconds), "CUDA graph replay"
@@ -224,15 +225,19 @@ class DeviceTimer:
 
     def _events(self, rotation: Iterator[Call], estimate: float, seconds: float) -> list[float]:
         count = int(min(MOST_SAMPLES, max(FEWEST_SAMPLES, seconds / estimate)))
+        next(rotation)()  # allocates what another peer's turn may have given back
         with _no_collection():
             return _between_events([next(rotation) for _ in range(count)])
 
     def _replays(self, captured: Captured, seconds: float) -> list[float]:
+        """A replay is a sample, the mean of many calls; the first counts where there is time for
+        no other."""
         replay = captured.graph.replay
-        (once,) = _between_events([replay])
-        count = int(min(MOST_SAMPLES, max(FEWEST_SAMPLES, seconds / once)))
+        first = _between_events([replay])
+        count = int(min(MOST_SAMPLES, seconds / first[0])) - 1
         with _no_collection():
-            return [taken / captured.made for taken in _between_events([replay] * count)]
+            samples = _between_events([replay] * count) or first
+        return [taken / captured.made for taken in samples]
 
 
 def timer_for(device: torch.device) -> Timer:
@@ -276,13 +281,27 @@ def _capture(calls: Sequence[Kept]) -> Captured:
     on the stream of its forward pass, and may not leave the captured one.
     """
     rounds = -(-CALLS_IN_GRAPH // len(calls))
-    graph = torch.cuda.CUDAGraph()
-    with _no_collection(), torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        for call in itertools.chain.from_iterable([calls] * rounds):
-            call()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    stream = torch.cuda.current_stream()
+    try:
+        with _no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream):
+            for call in itertools.chain.from_iterable([calls] * rounds):
+                call()
+    except BaseException:
+        _give_back(pool)
+        raise
     graph.replay()
     torch.cuda.synchronize()
     return Captured(graph, calls, rounds * len(calls))
+
+
+def _give_back(pool: Any) -> None:
+    """End the allocator's part in a capture that failed, which PyTorch leaves open: it would free
+    no cached memory any more, and ask a graph that is gone about each allocation."""
+    device = torch.cuda.current_device()
+    for end in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        with suppress(RuntimeError, AttributeError):  # it has ended where only a call failed
+            getattr(torch._C, end)(device, pool)
 
 
 @contextmanager
