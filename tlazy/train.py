@@ -378,11 +378,15 @@ def _reproducible(device: torch.device) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     before_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(before or on_gpu, warn_only=before_warn or not before)
+    deterministic: Any = torch.utils.deterministic
+    filled = deterministic.fill_uninitialized_memory
+    deterministic.fill_uninitialized_memory = filled and before  # in a launch for each new tensor
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=before_warn)
+        deterministic.fill_uninitialized_memory = filled
 
 
 @contextmanager

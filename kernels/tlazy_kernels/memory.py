@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._C import (
     _get_deterministic_algorithms,
+    _get_deterministic_fill_uninitialized_memory,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
@@ -31,7 +32,7 @@ def allocator(like: Tensor) -> Allocator:
     functions, ``torch.use_deterministic_algorithms``), it is ``torch.empty_strided``.
     """
     if not (
-        _get_deterministic_algorithms()
+        (_get_deterministic_algorithms() and _get_deterministic_fill_uninitialized_memory())
         or _len_torch_function_stack()
         or _len_torch_dispatch_stack()
     ):

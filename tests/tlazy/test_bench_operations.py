@@ -48,6 +48,17 @@ def test_random_data_is_fresh_and_never_constant():
         assert a.std() > 0
 
 
+@pytest.mark.parametrize("name", ["mlp", "fcn"])
+def test_torchs_compiler_takes_a_stock_network_whole(name):
+    """In the oldest version too, with nothing of it looked at before but its tensors."""
+    network = Network(name, 2, 1, 16)
+    x, *state = network.tensors(draw())
+    expected = network.stock(x, *(t.clone() for t in state))
+    compiled = torch.compile(network.stock, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, *state), expected)
+
+
 def test_a_stock_network_has_torchs_layers_alone():
     network = Network("mlp", 3, 2, 16)
     kinds = {type(module) for module in network.stock_net.modules()}

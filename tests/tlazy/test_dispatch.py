@@ -94,7 +94,9 @@ def test_convolutions_run_what_was_asked_for(name, weight):
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_conv_transpose1d_runs_in_torch_func_transforms_and_forward_mode(device, groups):
+def test_conv_transpose1d_runs_in_torch_func_transforms_and_forward_mode(
+    device, groups, exact_fp32
+):
     x, w = torch.randn(5, 1, 3, 4, device=device), torch.randn(3, 2, 3, device=device)
 
     def call(x):

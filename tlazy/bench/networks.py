@@ -62,13 +62,20 @@ class Network(Operation):
                         module.register_forward_hook(lambda _, __, z, then=then: then(z))
         return net
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of all parameters and buffers: found once, and not where torch's compiler looks on, which
+        in 2.11 cannot trace how."""
+        return tuple(self.net.state_dict())
+
     def tensors(self, draw: Draw) -> list[Tensor]:
         x = draw.normal(self.batch, self.channels, self.length)
-        return [x, *(self._moved(t, draw) for t in self.net.state_dict().values())]
+        state = self.net.state_dict()
+        return [x, *(self._moved(state[name], draw) for name in self.names)]
 
     def differentiable(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         learned = dict(self.net.named_parameters())
-        state = zip(self.net.state_dict(), tensors[1:], strict=True)
+        state = zip(self.names, tensors[1:], strict=True)
         return [tensors[0], *(t for name, t in state if name in learned)]
 
     def stock(self, *tensors: Tensor) -> Tensor:
@@ -93,7 +100,7 @@ class Network(Operation):
         return dataclasses.replace(self, length=self.length // 2) if self.length > 64 else None
 
     def _call(self, net: torch.nn.Module, x: Tensor, *state: Tensor) -> Tensor:
-        return functional_call(net, dict(zip(self.net.state_dict(), state, strict=True)), (x,))
+        return functional_call(net, dict(zip(self.names, state, strict=True)), (x,))
 
     @staticmethod
     def _moved(tensor: Tensor, draw: Draw) -> Tensor:

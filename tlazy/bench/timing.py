@@ -296,12 +296,13 @@ def _capture(calls: Sequence[Kept]) -> Captured:
 
 
 def _give_back(pool: Any) -> None:
-    """End the allocator's part in a capture that failed, which PyTorch leaves open: it would free
-    no cached memory any more, and ask a graph that is gone about each allocation."""
+    """End the allocator's part in a capture that failed, which PyTorch 2.11 leaves open: it would
+    free no cached memory any more, and ask a graph that is gone about each allocation."""
     device = torch.cuda.current_device()
-    for end in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-        with suppress(RuntimeError, AttributeError):  # it has ended where only a call failed
-            getattr(torch._C, end)(device, pool)
+    # Where that has ended, as where a call failed and the capture did not, the first says so.
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
 
 
 @contextmanager

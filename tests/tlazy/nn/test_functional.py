@@ -252,9 +252,14 @@ def test_conv_transpose1d_raises_what_torch_raises(backend, device, name):
     settings = {"x": zeros(2, 4, 5), "weight": zeros(4, 3, 3), **change}
     settings = {k: v.to(device) if torch.is_tensor(v) else v for k, v in settings.items()}
     x, weight = settings.pop("x"), settings.pop("weight")
-    with pytest.raises((RuntimeError, TypeError)) as expected:
+    try:
         tF.conv_transpose1d(x, weight, **settings)
-    with pytest.raises(expected.type):
+    except (RuntimeError, TypeError) as error:
+        expected = type(error)
+    else:
+        assert device != "cpu"
+        pytest.skip("of nothing to compute cuDNN makes nothing, without an error")
+    with pytest.raises(expected):
         F.conv_transpose1d(x, weight, **settings)
 
 
