@@ -120,6 +120,7 @@ def _present(like: Tensor, found: Iterable[Tensor | None]) -> tuple[Tensor, ...]
 def _fake_epilogue_backward(
     grad: Tensor, saved: Tensor | None, activation: str | None, bias: bool, for_tiles: bool = False
 ) -> tuple[Tensor, ...]:
+    checks.epilogue_shape(grad, saved, activation, for_tiles)
     g = None
     if for_tiles:
         g = layouts.empty_like(grad.shape, grad, channels_last=True)

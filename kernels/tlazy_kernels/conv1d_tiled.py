@@ -290,6 +290,7 @@ def tiled_steps(
     apart = _written_apart(y, of_y, residues)
     # Elements apart leave no registers to start the next tile's loads beside its sum.
     even = residues == 1 or (period == stride and taps % stride == 0 and not apart)
+    even &= (stride + padding) * stride < 2**31  # the first tap is found in 32 bits
     config = config or conv1d_config(
         target,
         batch=batch,

@@ -186,18 +186,20 @@ def compiling_ahead() -> Iterator[None]:
     """Inside, launchers compile what they would launch for the first time, and do not launch it.
 
     All of it is compiled at once, on as many cores as there are, and is ready when the block ends.
-    What launchers return meanwhile is unset. A kernel that cannot be compiled says so where it is
-    launched.
+    What launchers return meanwhile, in whatever thread, is unset. A kernel that cannot be compiled
+    says so where it is launched.
     """
     global _compiled_ahead
-    compiled = _compiled_ahead = []
-    try:
-        with ThreadPoolExecutor(cores()) as pool:
-            with triton.AsyncCompileMode(pool, ignore_errors=True):
+    compiled: list[Any] = []
+    with ThreadPoolExecutor(cores()) as pool:
+        with triton.AsyncCompileMode(pool, ignore_errors=True):  # which refuses a second one
+            _compiled_ahead = compiled
+            try:
                 yield
+            finally:
+                _compiled_ahead = None
+        if torch.cuda.device_count() <= 1:  # of several, a thread would load them on the first
             list(pool.map(_make_ready, compiled))
-    finally:
-        _compiled_ahead = None
 
 
 def _make_ready(kernel: Any) -> None:

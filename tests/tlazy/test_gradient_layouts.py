@@ -183,7 +183,7 @@ def test_an_output_gradient_that_tiles_cannot_be_of_is_not_copied(
     ],
     ids=["for the bias alone", "one tap", "few channels", "no whole units of channels", "whole"],
 )
-def test_a_gradient_that_nobody_would_copy_stays_as_it_is(
+def test_a_gradient_that_cannot_be_left_for_tiles_or_need_not_be_stays_as_it_is(
     shape, settings, needs, copied, device, monkeypatch, exact_fp32
 ):
     turned = []

@@ -348,6 +348,18 @@ def test_rows_a_stride_apart_end_where_the_series_does(stride, padding, dtype, d
         assert product.constants["WHOLE"] == (length % stride == 0 or padding[0] == 0)
 
 
+def test_the_first_tap_of_a_residue_is_found_far_inside_the_padding(dtype, device):
+    """Its number times the inverse of the dilation would not fit 32 bits."""
+    taps = stride = 101
+    padding = (101 * 425_000, 0)
+    unit = 16 // dtype.itemsize
+    shape = (1, unit, (16 + padding[0] - 2 * (taps - 1) - 1) // stride + 1)
+    grad = channels_last(random(*shape, dtype=dtype, device=device))
+    weight = random(unit, unit, taps, dtype=dtype, device=device)
+    settings = (stride, padding, 2)
+    assert_agrees(conv1d_grad_input, grad, weight, 16, *settings)
+
+
 def test_channels_that_lie_beside_a_slice_are_not_read(dtype, device):
     """Descriptors reach to whole units of 16 bytes, which a slice of the channels may tear."""
     whole = random(2, 24, 16, dtype=dtype, device=device)

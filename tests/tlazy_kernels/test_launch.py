@@ -394,6 +394,16 @@ def test_every_launcher_with_tiles_looks_for_measured_ones(plans, x):
         assert keys == [f"{name} float32 {sizes}" for name in names]
 
 
+def test_compiling_ahead_is_refused_inside_itself_and_goes_on(plans, x):
+    with launch.compiling_ahead():
+        with pytest.raises(RuntimeError, match="already active"), launch.compiling_ahead():
+            pass
+        linear_forward(x, x)
+    (plan,) = plans.values()
+    assert plan.steps[0].handle is None
+    assert launch._compiled_ahead is None
+
+
 @pytest.mark.parametrize(("limit", "expected"), [("max 100000", 8), ("150000 100000", 1), ("", 8)])
 def test_a_container_has_as_many_cores_as_it_may_use(limit, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(environment.os, "sched_getaffinity", lambda process: {*range(8)})
