@@ -22,6 +22,8 @@ from tlazy import ops
 from tlazy.dispatch import unnoticed
 from tlazy.ops import LIBRARY, Operator
 from tlazy_kernels import checks, layouts, reference
+from tlazy_kernels.copy_cost import products_copy
+from tlazy_kernels.environment import INTERPRETED
 from tlazy_kernels.reference import NEEDS_PREACTIVATION
 
 
@@ -126,7 +128,7 @@ class _Function(torch.autograd.Function):
 
 
 class LinearFunction(_Function):
-    """``tlazy::linear_forward`` for eager calls."""
+    """``tlazy::linear_forward`` for eager calls; taking its arguments apart would cost each 2%."""
 
     @staticmethod
     def forward(
@@ -237,7 +239,7 @@ def _conv_transpose1d_setup(
 ) -> None:
     x, weight, bias, stride, padding, output_padding, dilation, groups, activation, save = inputs
     ctx.samples, zeros = checks.adjoint_conv1d(output[0].shape[2], padding, output_padding)
-    ctx.settings = (stride, zeros, dilation, groups, "zeros")
+    ctx.settings, ctx.input_length = (stride, zeros, dilation, groups, "zeros"), x.shape[2]
     ctx.group_channels, ctx.kernel_size = weight.shape[0] // groups, weight.shape[2]
     ctx.channels_last = layouts.is_channels_last(x)
     _forward_setup(ctx, x, weight, bias, activation, save, output)
@@ -300,8 +302,7 @@ def _epilogue_backward(
     """Gradients of the preactivation, shape (outer, channels, ...), and of the bias.
 
     `dz` is only there in a second derivative, where the pass must be differentiable itself: then
-    it is composed of ATen's operators, else it is one kernel, which leaves the former `for_tiles`
-    where that is asked for.
+    it is composed of ATen's operators, else it is one kernel. `for_tiles` is that kernel's.
     """
     if dy is None:
         return dz, None if dz is None or not bias else reference.sum_of_channels(dz)
@@ -319,13 +320,20 @@ def _epilogue_backward(
 
 
 def _for_tiles(ctx: Any, dy: Tensor | None, saved: Tensor | None, step: int) -> bool:
-    """Whether both products of a convolution would make the same copy of the gradient that they
-    read, with rows `step` samples apart: then the pass that computes it leaves it like that."""
+    """Whether products of a convolution would copy the gradient of its preactivation, of which they
+    read rows `step` samples apart: then the pass that computes it leaves it like such a copy."""
     if dy is None or torch.is_grad_enabled() or not any(ctx.needs_input_grad[:2]):
         return False
-    lies = dy if ctx.activation is None or saved is None else saved
-    groups = ctx.settings[3]
-    return layouts.copied_for_tiles(lies, groups, step, ctx.group_channels, ctx.kernel_size)
+    if not (dy.is_cuda or INTERPRETED):
+        return False  # no kernel reads it
+    return products_copy(
+        dy if ctx.activation is None or saved is None else saved,
+        groups=ctx.settings[3],
+        step=step,
+        across=ctx.group_channels,
+        taps=ctx.kernel_size,
+        other_length=ctx.input_length,
+    )
 
 
 def _pass(operator: Operator, first: Tensor, second: Tensor, *settings: Any) -> Any:

@@ -19,8 +19,9 @@ from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import TileConfig, dot_config
 from tlazy_kernels.conv1d_filters import packed
 from tlazy_kernels.conv1d_tiles import columns_of
+from tlazy_kernels.copy_cost import LEAST_COPY, WIDEST
 from tlazy_kernels.launch import Buffer, Step, metadata
-from tlazy_kernels.layouts import LEAST_COPY, UNIT_BYTES
+from tlazy_kernels.layouts import UNIT_BYTES
 from tlazy_kernels.positions import Geometry, source_position
 from tlazy_kernels.targets import Target
 from tlazy_kernels.units import element, strides_of, units
@@ -210,7 +211,7 @@ def gather_steps(
 def widest(target: Target) -> int:
     """Filters of a tile at most: each block of them gathers all samples once more. Only Hopper has
     registers for more than 64."""
-    return 128 if target.copies_tiles and not target.blackwell else 64
+    return WIDEST if target.copies_tiles and not target.blackwell else WIDEST // 2
 
 
 def _config(

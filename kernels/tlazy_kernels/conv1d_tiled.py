@@ -25,7 +25,8 @@ from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d_configs import conv1d_config, programs_of, series_in_tile, subtiles
 from tlazy_kernels.conv1d_filters import packed
 from tlazy_kernels.conv1d_tiles import columns_of, rows_of, sum_tile
-from tlazy_kernels.copies import copy_pays, tiled_copy
+from tlazy_kernels.copies import tiled_copy
+from tlazy_kernels.copy_cost import copy_pays
 from tlazy_kernels.launch import Buffer, Step, metadata
 from tlazy_kernels.layouts import UNIT_BYTES, WORD_BYTES, Tiled
 from tlazy_kernels.positions import Geometry

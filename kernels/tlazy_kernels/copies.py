@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tlazy_kernels.launch import Buffer, Step, metadata
-from tlazy_kernels.layouts import LEAST_COPY, UNIT_BYTES, Tiled
+from tlazy_kernels.layouts import UNIT_BYTES, Tiled
 from tlazy_kernels.tf32 import to_tf32
 from tlazy_kernels.units import element, units
 
@@ -111,19 +111,6 @@ def copy_step(
         },
         num_warps=4,
     )
-
-
-# Bytes that a copy moves in the time of a gather's load of one element, masked or not, from its
-# instructions on sm_90: of 2 bytes or of 4.
-LOAD_BYTES = 2.3
-
-
-def copy_pays(x: Tensor, reads: float) -> bool:
-    """Whether to copy x for tiles, where a gather would load each of its elements so many times.
-
-    A copy moves an element's bytes twice through memory.
-    """
-    return x.numel() >= LEAST_COPY and reads * LOAD_BYTES >= 2 * x.element_size()
 
 
 def tiled_copy(

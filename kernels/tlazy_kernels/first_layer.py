@@ -18,8 +18,8 @@ from torch import Tensor
 from tlazy_kernels import configs
 from tlazy_kernels.activations import activate
 from tlazy_kernels.configs import split_rows
+from tlazy_kernels.copy_cost import FEW_CHANNELS
 from tlazy_kernels.launch import Buffer, Plan, Step, metadata
-from tlazy_kernels.layouts import FEW_CHANNELS
 from tlazy_kernels.positions import Geometry
 from tlazy_kernels.splits import sum_step
 from tlazy_kernels.units import element, strides_of, units

@@ -20,15 +20,6 @@ UNIT_BYTES = 16
 # Of the words that tiles are put together from: half a unit, as conv1d_tiles.py takes them.
 WORD_BYTES = 8
 
-# Elements from which on a copy takes longer than its launch.
-LEAST_COPY = 1 << 18
-
-# Convolutions of so few input channels have kernels of their own, which read rows as they lie.
-FEW_CHANNELS = 4
-
-# Of one tap, so many channels read each element once, by a tile of a gather.
-FEW_OF_ONE_TAP = 64
-
 # A tile may start at any element of a row that begins with a unit; Triton's interpreter denies it.
 ANY_START = not INTERPRETED
 
@@ -108,26 +99,6 @@ def tiled(x: Tensor, groups: int) -> Tiled | None:
     ):
         return None
     return Tiled("channels_last" if channels_last else "channels_first", *strides)
-
-
-def copied_for_tiles(x: Tensor, groups: int, step: int, across: int, taps: int) -> bool:
-    """Whether products whose rows lie `step` samples apart would each copy a tensor with the shape
-    and the layout of x (N, C, L), dense, to channels last before they read it in tiles.
-
-    The convolution between x and its other side has so many channels `across` in a group and so
-    many taps: of few, rows are read as they lie. Of sizes that a compiler does not know yet the
-    answer is no.
-    """
-    _, channels, length = x.shape
-    elements, unit = x.numel(), UNIT_BYTES // x.element_size()
-    return (
-        isinstance(elements, int)
-        and elements >= LEAST_COPY
-        and (step > 1 or length % unit != 0)
-        and channels // groups % unit == 0
-        and across > (FEW_CHANNELS if taps > 1 else FEW_OF_ONE_TAP)
-        and not is_channels_last(x)
-    )
 
 
 def in_units(x: Tensor, *dimensions: tuple[int, int]) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tlazy_kernels.convolutions import Convolution
-from tlazy_kernels import conv1d, conv1d_tiled, copies, environment
+from tlazy_kernels import conv1d, conv1d_tiled, copy_cost, environment
 from tlazy_kernels.configs import (
     TARGET_PROGRAMS,
     TileConfig,
@@ -212,8 +212,8 @@ def test_a_gather_pays_for_the_taps_that_a_stride_skips(monkeypatch):
 )
 def test_a_copy_pays_where_its_bytes_take_less_time_than_a_gathers_loads(reads, itemsize, pays):
     dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
-    assert copies.copy_pays(torch.empty(1 << 20, dtype=dtype, device="meta"), reads) is pays
-    assert not copies.copy_pays(torch.empty(1 << 10, dtype=dtype, device="meta"), reads)
+    assert copy_cost.copy_pays(torch.empty(1 << 20, dtype=dtype, device="meta"), reads) is pays
+    assert not copy_cost.copy_pays(torch.empty(1 << 10, dtype=dtype, device="meta"), reads)
 
 
 def test_a_config_cannot_be_changed():

@@ -14,7 +14,7 @@ from tests.tlazy_kernels.convolutions import (
     channels_last,
     kernels_of,
 )
-from tlazy_kernels import conv1d_gather, copies, launch, reference
+from tlazy_kernels import conv1d_gather, copy_cost, launch, reference
 from tlazy_kernels.configs import TileConfig
 from tlazy_kernels.conv1d import conv1d_forward, conv1d_grad_input, conv1d_grad_weight
 from tlazy_kernels.conv1d_configs import subtiles
@@ -258,7 +258,7 @@ def test_channels_last_memory_is_read_in_tiles_and_without_a_copy(stride, dtype,
 )
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 def test_what_tiles_cannot_read_is_copied_where_that_pays(case, last, dtype, device, monkeypatch):
-    monkeypatch.setattr(copies, "LEAST_COPY", 1)
+    monkeypatch.setattr(copy_cost, "LEAST_COPY", 1)
     monkeypatch.setattr(launch, "_plans", {})
     x, weight, bias, grad = case.operands(dtype, device)
     if last:
@@ -274,7 +274,7 @@ def test_what_tiles_cannot_read_is_copied_where_that_pays(case, last, dtype, dev
 def test_the_way_back_from_many_filters_to_one_channel_is_by_tiles(
     last, stride, dtype, device, monkeypatch
 ):
-    monkeypatch.setattr(copies, "LEAST_COPY", 0)
+    monkeypatch.setattr(copy_cost, "LEAST_COPY", 0)
     case = Convolution(2, 1, 16, 45, 10, stride=stride, padding=(1, 0))
     _, weight, _, grad = case.operands(dtype, device)
     grad = channels_last(grad) if last else grad
@@ -284,7 +284,7 @@ def test_the_way_back_from_many_filters_to_one_channel_is_by_tiles(
 
 
 def test_a_copy_reads_series_that_lie_a_broken_unit_apart(dtype, device, monkeypatch):
-    monkeypatch.setattr(copies, "LEAST_COPY", 1)
+    monkeypatch.setattr(copy_cost, "LEAST_COPY", 1)
     case = Convolution(2, 5, 7, 40, 17, stride=2, padding=(3, 9))
     x, weight, bias, grad = case.operands(dtype, device)
     room = torch.full((2, 5 * 40 + 4 // dtype.itemsize), torch.nan, dtype=dtype, device=device)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tests.tlazy_kernels.agreement import assert_close, exact, random
-from tlazy_kernels import conv1d, copies, epilogue, reference
+from tlazy_kernels import conv1d, copy_cost, epilogue, reference
 from tlazy_kernels.environment import INTERPRETED
 from tlazy_kernels.tf32 import to_tf32
 
@@ -47,7 +47,7 @@ def test_each_element_is_rounded_to_the_nearest_and_what_is_no_number_stays_so(d
 @pytest.mark.parametrize("layout", ["ncl", "nlc", "copied"])
 def test_filters_are_rounded_and_so_are_samples_that_are_copied(layout, groups, monkeypatch):
     monkeypatch.setattr(conv1d, "dot_precision", lambda dtype, family: "tf32")
-    monkeypatch.setattr(copies, "LEAST_COPY", 1)
+    monkeypatch.setattr(copy_cost, "LEAST_COPY", 1)
     length = 41 if layout == "copied" else 40
     x, weight = (
         random(*size, dtype=torch.float32, device="cpu")
