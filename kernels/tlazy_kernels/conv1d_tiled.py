@@ -71,7 +71,7 @@ def _conv1d_tiled_kernel(
     padding,
     dilation,
     period,  # every so many taps, source rows have the same residue
-    inverse,  # of dilation modulo STRIDE, where they share no factor
+    inverse,  # of dilation modulo STRIDE; unread unless TRANSPOSED and FLATTEN
     programs,
     stride_xn,
     stride_xg,
@@ -92,7 +92,7 @@ def _conv1d_tiled_kernel(
     SAVE_PREACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     TOGETHER: tl.constexpr,  # small groups in each group, whose filters are zero for the others
-    FLATTEN: tl.constexpr,  # one loop over all tiles' steps, of which each takes as many
+    FLATTEN: tl.constexpr,  # one loop over all tiles' steps; each tile takes the same number
     SUBTILES: tl.constexpr,
     F_UNIT: tl.constexpr,  # divides F, wherever filters lie
     C_UNIT: tl.constexpr,  # of y, both as in units.py
@@ -155,7 +155,7 @@ def _conv1d_tiled_kernel(
                         x, weight, batch, length, groups, C, taps, padding, dilation, period,
                         inverse, stride_xn, stride_xg, stride_xt, n, row, residue, group, f,
                         part * each, part * each + each,
-                        True, STRIDE, TRANSPOSED, WHOLE, False, FORM, PRECISION,
+                        True, STRIDE, TRANSPOSED, WHOLE, FLATTEN, FORM, PRECISION,
                         BLOCK_N, BLOCK_L, BLOCK_F, BLOCK_C,
                     )  # fmt: skip
                     of_part = (f + tl.arange(0, BLOCK_F)) // (F // TOGETHER) == part
@@ -283,15 +283,13 @@ def tiled_steps(
     (batch, channels, length), (_, out_channels, out_length) = x.shape, y.shape
     stride, (padding, _), dilation, groups = geometry
     taps, residues = weight.shape[2], stride if transposed else 1
-    period = stride // math.gcd(stride, dilation)
     rows = triton.cdiv(out_length, residues)
     filters, contracted = out_channels // groups, channels // groups
     tiled, whole = source.tiled, transposed or ends_together(length, stride, padding)
     of_y = units(filters, out_length, y.element_size(), strides_of(y))
     apart = _written_apart(y, of_y, residues)
-    # Elements apart leave no registers to start the next tile's loads beside its sum.
-    even = residues == 1 or (period == stride and taps % stride == 0 and not apart)
-    even &= (stride + padding) * stride < 2**31  # the first tap is found in 32 bits
+    common = math.gcd(stride, dilation)
+    one_loop = whole and (residues == 1 or _sums_alike(geometry, taps, apart=apart))
     config = config or conv1d_config(
         target,
         batch=batch,
@@ -337,8 +335,8 @@ def tiled_steps(
             taps,
             padding,
             dilation,
-            period,
-            pow(dilation, -1, stride) if period == stride else 0,
+            stride // common,
+            pow(dilation, -1, stride) if common == 1 else 0,
             programs,
             tiled.stride_n,
             tiled.stride_g,
@@ -358,7 +356,7 @@ def tiled_steps(
             "PRECISION": precision,
             "TOGETHER": together,
             # Copied by threads, the next tile's first operands would need more shared memory.
-            "FLATTEN": whole and even and together == 1 and target.copies_tiles,
+            "FLATTEN": one_loop and together == 1 and target.copies_tiles,
             "SUBTILES": subtiles(config, target),
             "F_UNIT": math.gcd(filters, 8),
             **of_y,
@@ -381,6 +379,14 @@ def ends_together(length: int, stride: int, padding: int) -> bool:
     only `padding` on the left would let one do.
     """
     return length % stride == 0 or padding == 0
+
+
+def _sums_alike(geometry: Geometry, taps: int, *, apart: bool) -> bool:
+    """Whether on the way back over a stride each residue sums as many taps, the first of which is
+    found in 32 bits. Elements written `apart` leave no registers to load ahead for a next tile."""
+    stride, (padding, _), dilation, _ = geometry
+    alike = math.gcd(stride, dilation) == 1 and taps % stride == 0
+    return alike and not apart and (stride + padding) * stride < 2**31
 
 
 def _written_apart(y: Tensor, of_y: Mapping[str, int], residues: int) -> bool:

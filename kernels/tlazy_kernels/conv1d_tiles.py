@@ -180,7 +180,7 @@ def _add_taps(
 
 @triton.jit
 def sum_tile(
-    x,  # its descriptor; unless it is WHOLE a pointer, each residue then has a descriptor
+    x,  # a descriptor where WHOLE, else a pointer: each residue gets a descriptor here
     weight,
     batch,
     length,

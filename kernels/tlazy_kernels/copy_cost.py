@@ -16,8 +16,8 @@ LOAD_BYTES = 2.3
 # Channels that a gather's tile writes at most, and loads each of its elements once for.
 WIDEST = 128
 
-# Dense convolutions of one group and so few channels on a side may be a first layer (of a transposed
-# one, a last), which has kernels of its own that read rows as they lie.
+# Dense convolutions of one group and so few channels on a side may be a first layer, or a last one
+# that is transposed: those have kernels of their own, which read rows as they lie.
 FEW_CHANNELS = 4
 
 

@@ -167,10 +167,11 @@ def _plan(
     channels = shape[1]
     outer, inner, rows = _rows(shape, grad.stride(), read.stride(), strides)
     *read_rows, out_row = rows
+    channels_last = read_rows[1][1] == 1
     elements = 32 * target.gpu.warp_size  # 8 for each thread of 4 warps: 16 bytes of 16 bits
-    if config is None and for_tiles and read_rows[1][1] != 1:
+    if config is None and for_tiles and not channels_last:
         config = _turning_config(inner, channels, target)
-    config = config or _config(inner, channels, elements, channels_last=read_rows[1][1] == 1)
+    config = config or _config(inner, channels, elements, channels_last=channels_last)
     channel_blocks = -(-channels // config.cols)
     steps = outer * -(-inner // config.rows)
     # Many programs, for their loads wait in turn.

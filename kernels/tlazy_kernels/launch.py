@@ -15,6 +15,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from triton.runtime.jit import JITFunction
 from tlazy_kernels.environment import check_device, cores
 from tlazy_kernels.handles import Handle, handle_of, with_scratch
 from tlazy_kernels.memory import Allocator, allocator
+from tlazy_kernels.parsing import one_at_a_time
 from tlazy_kernels.targets import target_of
 
 # Calls remembered. One is about 2 KiB; with variable-length inputs every length is one more.
@@ -91,10 +93,11 @@ class Step:
     def run(self, tensors: Sequence[Tensor | None], empty: Allocator) -> None:
         """Launch by Triton's own way, which compiles and tells profilers, and keep a handle."""
         arguments = [*[tensors[i] for i in self.tensors], *self.scalars]
-        if _compiled_ahead is not None:
+        ahead = _compiled_ahead.get()
+        if ahead is not None:
             if isinstance(self.kernel, JITFunction):  # the interpreter's have nothing to compile
                 settings: dict[str, Any] = {**self.constants, **self.options}
-                _compiled_ahead.append(self.kernel.warmup(*arguments, grid=self.grid, **settings))
+                ahead.append(self.kernel.warmup(*arguments, grid=self.grid, **settings))
             return
         launch = self.kernel[self.grid]
         found = with_scratch(empty, lambda: launch(*arguments, **self.constants, **self.options))
@@ -140,7 +143,8 @@ class Plan(NamedTuple):
 Planner = Callable[..., Plan]
 
 _plans: dict[tuple, Plan] = {}
-_compiled_ahead: list[Any] | None = None  # inside ``compiling_ahead``
+# Inside ``compiling_ahead`` its kernels: of a thread, as Triton's own mode is.
+_compiled_ahead: ContextVar[list[Any] | None] = ContextVar("compiled_ahead", default=None)
 
 
 def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) -> list[Any]:
@@ -183,21 +187,20 @@ def launch(planner: Planner, inputs: tuple[Tensor | None, ...], *settings: Any) 
 
 @contextmanager
 def compiling_ahead() -> Iterator[None]:
-    """Inside, launchers compile what they would launch for the first time, and do not launch it.
+    """Inside, this thread's launchers compile what they would launch for the first time, instead.
 
     All of it is compiled at once, on as many cores as there are, and is ready when the block ends.
-    What launchers return meanwhile, in whatever thread, is unset. A kernel that cannot be compiled
-    says so where it is launched.
+    What launchers return meanwhile is unset. A kernel that cannot be compiled says so where it is
+    launched. A backward pass launches in a thread of its own, unless autograd is told not to.
     """
-    global _compiled_ahead
     compiled: list[Any] = []
-    with ThreadPoolExecutor(cores()) as pool:
+    with one_at_a_time(), ThreadPoolExecutor(cores()) as pool:
         with triton.AsyncCompileMode(pool, ignore_errors=True):  # which refuses a second one
-            _compiled_ahead = compiled
+            before = _compiled_ahead.set(compiled)
             try:
                 yield
             finally:
-                _compiled_ahead = None
+                _compiled_ahead.reset(before)
         if torch.cuda.device_count() <= 1:  # of several, a thread would load them on the first
             list(pool.map(_make_ready, compiled))
 

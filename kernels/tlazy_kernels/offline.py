@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
 from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
 from tlazy_kernels.catalogue import DTYPES
 from tlazy_kernels.environment import cores
 from tlazy_kernels.machine_code import instruction_mixes, usage
+from tlazy_kernels.parsing import one_at_a_time
 from tlazy_kernels.recording import Launch
 from tlazy_kernels.targets import TARGETS
 
@@ -111,22 +109,10 @@ def compiled_together(work: Iterable[tuple[str, str, str, Launch]]) -> list[Comp
     """Each (name, target, dtype, launch) of `work`, compiled for that target of
     ``targets.TARGETS``, in as many threads as there are cores."""
     work = list(work)  # before the first is compiled
-    one_at_a_time = mock.patch.object(JITFunction, "parse", _locked(JITFunction.parse))
-    with one_at_a_time, ThreadPoolExecutor(cores()) as pool:
+    with one_at_a_time(), ThreadPoolExecutor(cores()) as pool:
         found = list(pool.map(lambda item: _compiled(*item), work))
     mixes = instruction_mixes([asm for _, asm in found])
     return [replace(row, mix=mix) for (row, _), mix in zip(found, mixes, strict=True)]
-
-
-def _locked(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """CPython 3.11 may raise a SystemError ("recursion depth mismatch") where two threads parse."""
-    lock = threading.Lock()
-
-    def parse_alone(kernel: Any) -> Any:
-        with lock:
-            return parse(kernel)
-
-    return parse_alone
 
 
 def source(launch: Launch) -> ASTSource:

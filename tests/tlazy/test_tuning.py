@@ -113,7 +113,7 @@ def test_tiles_are_compiled_before_they_are_tried(tmp_path, monkeypatch):
     run = launch.Step.run
 
     def noted(step, tensors, empty):
-        (launched if launch._compiled_ahead is None else compiled).append(step.constants)
+        (launched if launch._compiled_ahead.get() is None else compiled).append(step.constants)
         run(step, tensors, empty)
 
     monkeypatch.setattr(launch.Step, "run", noted)
@@ -390,7 +390,7 @@ def test_a_lost_device_ends_the_run_and_the_next_one_goes_on_behind_it(tmp_path,
 
     def deadly(*args, config=None):
         assert tuning.outcomes(path)["linear_grad_input, small"] == rows.TRIED
-        if config is not None and launch._compiled_ahead is None:
+        if config is not None and launch._compiled_ahead.get() is None:
             lost.append(config)
         return right(*args, config=config)
 

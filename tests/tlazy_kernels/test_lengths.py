@@ -18,7 +18,7 @@ pytestmark = pytest.mark.compiles
 
 # Variants of each kernel over 80 lengths of eight octaves.
 MOST = {
-    "_conv1d_tiled_kernel": 10,  # forward and input gradient: four tiles or fewer, aligned or not
+    "_conv1d_tiled_kernel": 10,  # forward and input gradient: few tiles, aligned, whole or neither
     "_depthwise_time_kernel": 7,  # four widths of a vector, in several tiles
     "_depthwise_time_backward_kernel": 6,
     "_depthwise_toeplitz_kernel": 8,  # forward and input gradient, four widths of a vector
